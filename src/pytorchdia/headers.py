@@ -1,0 +1,185 @@
+"""What FITS headers say of the camera: gain, read noise, saturation, exposure and unit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import Finding, InputError
+from .frame import Detector
+
+__all__ = ["KEYWORDS", "detector_from_header", "unit_from_header"]
+
+KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    # In order of preference; a group of several keywords belongs to the amplifiers of one chip.
+    # EGAIN comes first because camera software uses GAIN for its own dial setting beside it.
+    "gain": (
+        ("EGAIN",),
+        ("GAIN",),
+        ("CCDGAIN",),
+        ("ESO DET OUT1 CONAD",),
+        ("ATODGAIN",),
+        ("GAINEFF",),
+        ("GAINA", "GAINB"),
+        ("GAIN1", "GAIN2", "GAIN3", "GAIN4"),
+    ),
+    "read_noise": (
+        ("RDNOISE",),
+        ("READNOIS",),
+        ("READNOISE",),
+        ("RON",),
+        ("CCDRON",),
+        ("ENOISE",),
+        ("ESO DET OUT1 RON",),
+        ("RDNOISEA", "RDNOISEB"),
+        ("RDNOISE1", "RDNOISE2", "RDNOISE3", "RDNOISE4"),
+    ),
+    "saturation": (
+        ("SATURATE",),
+        ("SATLEVEL",),
+        ("SATURVAL",),
+        ("SATURATION",),
+        ("MAXLIN",),
+        ("SATURATA", "SATURATB"),
+    ),
+    "exposure": (("EXPTIME",), ("EXPOSURE",), ("EXP_TIME",), ("ITIME",), ("TEXP",)),
+}
+
+_PER_SECOND = re.compile(r"\s*(/\s*s(ec(ond)?)?|[ .*]\s*s(\*\*|\^)?\(?-1\)?)\s*$", re.IGNORECASE)
+_ELECTRONS = {"e", "e-", "electron", "electrons", "photoelectron", "photoelectrons", "photon"}
+_COUNTS = {"", "adu", "adus", "dn", "count", "counts", "ct", "cts"}
+
+# How the values of several amplifiers become one number.
+_COMBINE = {
+    "gain": lambda values: sum(values) / len(values),
+    "read_noise": lambda values: sum(values) / len(values),
+    "saturation": min,
+    "exposure": max,
+}
+
+
+def detector_from_header(
+    header: Mapping[str, Any], given: Mapping[str, float | None], unit: str
+) -> tuple[Detector, tuple[Finding, ...]]:
+    """The numbers in ``given`` where they are not None, else those of the header.
+
+    Data in electrons have gain 1 whatever the header's GAIN says, and a count rate has a gain
+    multiplied by the exposure time; both are reported.
+    """
+    values: dict[str, float | None] = {}
+    sources: dict[str, str] = {}
+    findings: list[Finding] = []
+    for name, groups in KEYWORDS.items():
+        number = given.get(name)
+        if number is not None:
+            values[name], sources[name] = _checked(name, number), "given"
+        else:
+            values[name], sources[name] = _look_up(name, header, groups, findings)
+    if given.get("gain") is None:
+        _adapt_gain_to_unit(values, sources, unit, findings)
+    known = {name: source for name, source in sources.items() if source}
+    return Detector(**values, sources=known), tuple(findings)
+
+
+def unit_from_header(header: Mapping[str, Any]) -> str:
+    """BUNIT, stripped; empty if there is none."""
+    return str(header.get("BUNIT", "") or "").strip()
+
+
+def _look_up(
+    name: str,
+    header: Mapping[str, Any],
+    groups: Iterable[tuple[str, ...]],
+    findings: list[Finding],
+) -> tuple[float | None, str]:
+    for group in groups:
+        present = {key: header[key] for key in group if key in header}
+        good = {key: value for key, raw in present.items() if (value := _usable(name, raw))}
+        if good:
+            return _COMBINE[name](list(good.values())), ", ".join(good)
+        if present and name != "saturation":
+            findings.append(
+                Finding(
+                    f"{name.replace('_', '-')}-unusable",
+                    f"The header has "
+                    + ", ".join(f"{key} = {value!r}" for key, value in present.items())
+                    + ", which cannot be used; it was ignored.",
+                    "warning",
+                )
+            )
+    return None, ""
+
+
+def _usable(name: str, raw: Any) -> float | None:
+    """The value as a number greater than zero (or None); booleans and text do not count."""
+    if isinstance(raw, bool):
+        return None
+    try:
+        value = float(raw)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _checked(name: str, value: float) -> float:
+    limit = 0.0 if name == "read_noise" else math.nextafter(0.0, 1.0)
+    if math.isnan(value) or value < limit or (math.isinf(value) and name != "saturation"):
+        what = "at least 0" if name == "read_noise" else "greater than 0"
+        raise InputError(f"The {name.replace('_', ' ')} must be {what}, got {value:g}.")
+    return float(value)
+
+
+def _adapt_gain_to_unit(
+    values: dict[str, float | None],
+    sources: dict[str, str],
+    unit: str,
+    findings: list[Finding],
+) -> None:
+    kind = _kind_of_unit(unit)
+    if kind in ("electron", "electron/s") and values["gain"] not in (None, 1.0):
+        findings.append(
+            Finding(
+                "gain-unit",
+                f"The data are in {unit}, so the gain is 1; {sources['gain']} = "
+                f"{values['gain']:g} was not used.",
+            )
+        )
+    if kind in ("electron", "electron/s"):
+        values["gain"], sources["gain"] = 1.0, f"unit {unit}"
+    if kind.endswith("/s") and values["gain"] is not None:
+        exposure = values["exposure"]
+        if exposure is None:
+            findings.append(
+                Finding(
+                    "rate-without-exposure",
+                    f"The data are in {unit} but no exposure time is known, so the gain cannot be "
+                    "used; give the exposure time.",
+                    "warning",
+                )
+            )
+            values["gain"], sources["gain"] = None, ""
+        else:
+            values["gain"] *= exposure
+            sources["gain"] += f" x {exposure:g} s"
+    if kind == "other" and values["gain"] is not None:
+        findings.append(
+            Finding(
+                "unit-not-counts",
+                f"The data are in {unit}, not in counts, so the gain of {values['gain']:g} e-/ADU "
+                "does not apply and was not used; give a variance image or the gain in electrons "
+                "per unit of the data.",
+                "warning",
+            )
+        )
+        values["gain"], sources["gain"] = None, ""
+
+
+def _kind_of_unit(unit: str) -> str:
+    """One of adu, electron, adu/s, electron/s or other; no unit counts as ADU."""
+    base = _PER_SECOND.sub("", unit).strip().lower()
+    rate = "/s" if base != unit.strip().lower() else ""
+    if base in _ELECTRONS:
+        return "electron" + rate
+    return "adu" + rate if base in _COUNTS else "other"

@@ -1,0 +1,377 @@
+"""The border: whatever holds an image becomes a :class:`~pytorchdia.frame.Frame` here.
+
+The only file that knows about paths, HDUs, CCDData, NumPy arrays and tensors on the way in.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from astropy.io import fits
+from astropy.io.fits.verify import VerifyError
+from astropy.nddata import NDData, StdDevUncertainty, UnknownUncertainty, VarianceUncertainty
+from astropy.units import Quantity
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS, FITSFixedWarning
+from numpy.typing import NDArray
+
+from .errors import Finding, InputError, ReadError, ShapeError
+from .frame import Detector, Flag, Frame
+from .headers import detector_from_header, unit_from_header
+
+__all__ = ["as_frame"]
+
+_MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
+_VARIANCE_NAMES = ("VARIANCE", "VAR")
+_SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "SIGMA")
+_HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
+_PLATEAU_PIXELS = 5  # pixels at the top that make a plateau; a symmetric star has up to 4
+_PLATEAU_DEPTH = 1e-3  # of the height above the median: resampling blurs a plateau that much
+
+
+def as_frame(
+    source: Any,
+    *,
+    hdu: int | str | None = None,
+    mask: Any = None,
+    gain: float | None = None,
+    read_noise: float | None = None,
+    saturation: float | None = None,
+    exposure: float | None = None,
+) -> Frame:
+    """Turn an image of any kind into a :class:`~pytorchdia.frame.Frame`.
+
+    Parameters
+    ----------
+    source : Frame, array_like, Tensor, Quantity, NDData, HDU, HDUList, str or Path
+        A 2-D image of any numeric dtype, byte order and strides; axes of length one are dropped.
+        A path may name its HDU in brackets, ``"night.fits[SCI]"`` or ``"night.fits[2]"``; without
+        one the first HDU that holds an image is taken, and MASK, DQ, VARIANCE or UNCERT images of
+        the same shape in the same file are used.
+    hdu : int or str, optional
+        Number or name of the HDU.
+    mask : array_like, optional
+        (h, w), True (or not zero) = ignore; joins the masks that the source has itself.
+    gain, read_noise, saturation, exposure : float, optional
+        Override the header: e-/ADU, **electrons**, ADU (infinity for none), seconds. Without a
+        saturation level a plateau of equal values at the top of the image is taken for one.
+
+    Raises
+    ------
+    ReadError
+        The file or the HDU cannot be read as an image.
+    ShapeError
+        The image is not 2-D, or mask or uncertainty have another shape.
+    InputError
+        The values are not numbers, or an option is out of range.
+    """
+    given = {
+        "gain": gain, "read_noise": read_noise, "saturation": saturation, "exposure": exposure
+    }  # fmt: skip
+    if isinstance(source, (str, Path)):
+        frame = _from_path(source, hdu, given)
+    elif isinstance(source, fits.HDUList):
+        frame = _from_hdus(source, hdu, "HDUList", given)
+    elif isinstance(source, (fits.ImageHDU, fits.PrimaryHDU, fits.CompImageHDU)):
+        frame = _from_hdus(fits.HDUList([source]), 0, source.name or "HDU", given)
+    elif isinstance(source, Frame):
+        frame = _regiven(source, given)
+    elif isinstance(source, NDData):
+        frame = _from_nddata(source, given)
+    else:
+        frame = _from_array(source, given)
+    if mask is not None:
+        frame = frame.flagged(_mask_like(mask, frame.shape, "mask"), Flag.MASKED)
+    return frame
+
+
+def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, Any]) -> Frame:
+    path = Path(source)
+    match = _HDU_SUFFIX.match(str(source))
+    if match and not path.exists() and hdu is None:
+        path, hdu = Path(match["path"]), match["hdu"]
+        hdu = int(hdu) if hdu.isdigit() else hdu
+    if not path.exists():
+        raise ReadError(f"There is no file {path}; check the path (the current folder is {Path.cwd()}).")
+    if path.is_dir():
+        raise ReadError(f"{path} is a folder; give the path of one FITS file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            warnings.filterwarnings("error", message=".*truncated.*", category=AstropyWarning)
+            with fits.open(path, memmap=False) as hdus:
+                return _from_hdus(hdus, hdu, path.name, given)
+    except (ReadError, InputError):
+        raise
+    except (OSError, ValueError, TypeError, EOFError, IndexError, KeyError, VerifyError,
+            AstropyWarning, zlib.error, MemoryError) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ReadError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as FITS: {reason.rstrip('.')}; the "
+            "file may be truncated, damaged, or of another format."
+        ) from error
+
+
+def _from_hdus(
+    hdus: fits.HDUList, hdu: int | str | None, name: str, given: Mapping[str, Any]
+) -> Frame:
+    index = _choose_hdu(hdus, hdu, name)
+    chosen = hdus[index]
+    header = chosen.header.copy()
+    label = name if len(hdus) == 1 else f"{name}[{chosen.name or index}]"
+    values = _numbers(chosen.data, label)
+    _blank_to_nan(values, chosen)
+    detector, findings = detector_from_header(
+        _with_primary(header, hdus[0].header), given, unit_from_header(header)
+    )
+    frame = _assemble(
+        values, label, detector, findings, _top_of_integers(chosen),
+        unit=unit_from_header(header), meta=header, wcs=_celestial(header, hdus),
+    )  # fmt: skip
+    if hdu is not None and chosen.name not in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE"):
+        return frame  # an HDU chosen by hand may have nothing to do with the file's own mask
+    return _with_companions(frame, hdus, index)
+
+
+def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
+    listing = ", ".join(
+        f"{i}: {h.name or 'unnamed'} {'x'.join(map(str, h.shape)) if h.is_image and h.shape else '-'}"
+        for i, h in enumerate(hdus)
+    )
+    if hdu is None:
+        for i, h in enumerate(hdus):
+            if h.is_image and len([n for n in h.shape if n > 1]) >= 2:
+                return i
+        raise ReadError(f"{name} has no image in any HDU ({listing}).")
+    try:
+        index = hdus.index_of(hdu)
+        found = hdus[index]
+    except (KeyError, IndexError) as error:
+        raise ReadError(f"{name} has no HDU {hdu!r}; it holds {listing}.") from error
+    if not found.is_image or not found.shape:
+        raise ReadError(f"HDU {hdu!r} of {name} holds no image; the file holds {listing}.")
+    return int(index)
+
+
+def _blank_to_nan(values: NDArray[np.float64], hdu: Any) -> None:
+    """Integer pixels equal to BLANK are undefined; astropy marks them only in some cases."""
+    blank = hdu.header.get("BLANK")
+    if blank is not None and hdu.header.get("BITPIX", -32) > 0:
+        scaled = blank * hdu.header.get("BSCALE", 1) + hdu.header.get("BZERO", 0)
+        values[values == scaled] = np.nan
+
+
+def _with_primary(header: fits.Header, primary: fits.Header) -> dict[str, Any]:
+    """The HDU's keywords, and those of the primary header that it does not have."""
+    merged: dict[str, Any] = {}
+    for cards in (primary, header):
+        for key in cards:
+            if key not in ("", "COMMENT", "HISTORY"):
+                merged[key] = cards[key]
+    return merged
+
+
+def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
+    """The WCS if it points at the sky; a broken one is left out, the header keeps its cards."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FITSFixedWarning)
+            warnings.simplefilter("ignore", AstropyWarning)
+            wcs = WCS(header, hdus, naxis=2)
+    except Exception:  # astropy.wcs raises many kinds; none is worth losing the image for
+        return None
+    return wcs if wcs.has_celestial else None
+
+
+def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
+    """Mask and variance images of the same shape in the same file, found by their names."""
+    findings = list(frame.findings)
+    for i, other in enumerate(hdus):
+        if i == index or not other.is_image or tuple(other.shape or ()) != frame.shape:
+            continue
+        name = (other.name or "").upper()
+        if name in _MASK_NAMES:
+            mask = torch.from_numpy(np.asarray(other.data) != 0)
+            frame = frame.flagged(mask, Flag.MASKED)
+            findings.append(Finding("file-mask", f"Used the {name} image of {frame.name}."))
+        elif name in _VARIANCE_NAMES or name in _SIGMA_NAMES:
+            power = 1 if name in _VARIANCE_NAMES else 2
+            if name == "UNCERT":
+                power = 1 if other.header.get("UTYPE") == "VarianceUncertainty" else 2
+            frame = _with_variance(frame, _numbers(other.data, name) ** power)
+            findings.append(Finding("file-variance", f"Used the {name} image of {frame.name}."))
+    return replace(frame, findings=tuple(findings))
+
+
+def _from_nddata(source: NDData, given: Mapping[str, Any]) -> Frame:
+    values = _numbers(source.data, "NDData")
+    meta = source.meta if isinstance(source.meta, Mapping) else {}
+    unit = source.unit.to_string() if source.unit is not None else ""
+    detector, findings = detector_from_header(meta, given, unit)
+    frame = _assemble(
+        values, "NDData", detector, findings, None, unit=unit, meta=meta, wcs=source.wcs
+    )
+    if source.mask is not None and np.ndim(source.mask) > 0:
+        frame = frame.flagged(_mask_like(source.mask, frame.shape, "mask"), Flag.MASKED)
+    uncertainty = source.uncertainty
+    if uncertainty is None:
+        return frame
+    if isinstance(uncertainty, UnknownUncertainty):
+        uncertainty = StdDevUncertainty(uncertainty.array)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.asarray(uncertainty.represent_as(VarianceUncertainty).array, np.float64)
+    return _with_variance(frame, variance)
+
+
+def _from_array(source: Any, given: Mapping[str, Any]) -> Frame:
+    mask, unit = None, ""
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, Quantity):
+        unit, source = source.unit.to_string(), source.value
+    if isinstance(source, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(source)
+        source = source.data
+    values = _numbers(source, "array")
+    detector, findings = detector_from_header({}, given, unit)
+    top = np.iinfo(source.dtype).max if _is_integer_array(source) else None
+    frame = _assemble(values, "array", detector, findings, top, unit=unit)
+    return frame if mask is None else frame.flagged(
+        _mask_like(mask, frame.shape, "mask"), Flag.MASKED
+    )
+
+
+def _regiven(frame: Frame, given: Mapping[str, Any]) -> Frame:
+    if all(value is None for value in given.values()):
+        return frame
+    detector, findings = detector_from_header(frame.meta, given, frame.unit)
+    kept = Detector(
+        *(
+            given[n] if given[n] is not None else getattr(frame.detector, n)
+            for n in ("gain", "read_noise", "saturation", "exposure")
+        ),
+        sources={**frame.detector.sources, **detector.sources},
+    )
+    frame = replace(frame, detector=kept)
+    if given["saturation"] is not None:
+        flags = frame.flags & ~int(Flag.SATURATED)
+        frame = replace(frame, flags=flags)
+        frame = frame.flagged(frame.data >= given["saturation"], Flag.SATURATED)
+    return frame
+
+
+def _assemble(
+    values: NDArray[np.float64],
+    name: str,
+    detector: Detector,
+    findings: tuple[Finding, ...],
+    top: float | None,
+    *,
+    unit: str,
+    meta: Mapping[str, Any] | None = None,
+    wcs: Any = None,
+) -> Frame:
+    data = torch.from_numpy(values)
+    finite = torch.isfinite(data)
+    flags = torch.zeros(data.shape, dtype=torch.int16)
+    data = torch.where(finite, data, 0.0)
+    if detector.saturation is None:
+        level, source, noted = _plateau(values, top, name)
+        detector = replace(
+            detector, saturation=level, sources={**detector.sources, "saturation": source}
+        )
+        findings = findings + noted
+    frame = Frame(
+        data, flags, None, wcs, meta if meta is not None else {}, unit, name, detector, findings
+    )
+    frame = frame.flagged(~finite, Flag.NON_FINITE)
+    if detector.saturation is not None:
+        frame = frame.flagged(finite & (data >= detector.saturation), Flag.SATURATED)
+    return frame
+
+
+def _plateau(
+    values: NDArray[np.float64], top: float | None, name: str
+) -> tuple[float, str, tuple[Finding, ...]]:
+    """The level at which the image is cut off, if several pixels share its very top value."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return float("inf"), "no finite pixel", ()
+    highest = float(finite.max())
+    median = float(np.median(finite))
+    count = int((finite >= highest - _PLATEAU_DEPTH * (highest - median)).sum())
+    is_top = top is not None and highest >= top
+    if not is_top and (count < _PLATEAU_PIXELS or highest <= median or count > 0.1 * finite.size):
+        return float("inf"), "none seen", ()
+    # Interpolation and non-linearity spoil the pixels just below the plateau as well.
+    level = median + 0.95 * (highest - median)
+    finding = Finding(
+        "saturation-estimated",
+        f"{name} gives no saturation level; {count} of its pixels share the highest value of "
+        f"{highest:g}, so pixels from {level:g} on are taken as saturated.",
+    )
+    return level, "plateau in the image", (finding,)
+
+
+def _with_variance(frame: Frame, values: NDArray[np.float64]) -> Frame:
+    if values.shape != frame.shape:
+        raise ShapeError(
+            f"The uncertainty has shape {values.shape} but the image of {frame.name} has shape "
+            f"{frame.shape}; they must be equal."
+        )
+    variance = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+    good = torch.isfinite(variance) & (variance > 0)
+    if not good.any():
+        raise InputError(
+            f"None of the {good.numel()} variances of {frame.name} is positive and finite (they "
+            f"lie between {values.min():g} and {values.max():g}); check what the uncertainty holds."
+        )
+    return replace(frame, variance=torch.where(good, variance, 1.0)).flagged(
+        ~good, Flag.BAD_VARIANCE
+    )
+
+
+def _mask_like(mask: Any, shape: tuple[int, int], name: str) -> torch.Tensor:
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu().numpy()
+    array = np.asarray(mask)
+    if array.shape != shape:
+        raise ShapeError(
+            f"The {name} has shape {array.shape} but the image has shape {shape}; they must be equal."
+        )
+    return torch.from_numpy(np.ascontiguousarray(array != 0))
+
+
+def _numbers(source: Any, name: str) -> NDArray[np.float64]:
+    """A fresh, native, C-ordered float64 copy with two axes."""
+    array = np.asarray(source)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise InputError(
+            f"The image of {name} has dtype {array.dtype}; it must hold real numbers."
+        )
+    if array.ndim > 2:
+        array = array.squeeze()
+    if array.ndim != 2 or 0 in array.shape:
+        raise ShapeError(
+            f"The image of {name} has shape {np.shape(source)}; one 2-D image is needed (choose a "
+            "plane of a cube first)."
+        )
+    return np.array(array, dtype=np.float64, order="C")
+
+
+def _is_integer_array(source: Any) -> bool:
+    return isinstance(source, np.ndarray) and source.dtype.kind in "iu"
+
+
+def _top_of_integers(hdu: Any) -> float | None:
+    """The largest value that the file's integers can hold, or None for floats."""
+    dtype = np.asarray(hdu.data).dtype
+    return float(np.iinfo(dtype).max) if dtype.kind in "iu" else None

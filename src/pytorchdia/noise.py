@@ -1,0 +1,180 @@
+"""The variance of a pixel as a function of the model image (eq 6 and 7).
+
+A noise model answers one question, :meth:`NoiseModel.variance`: what is sigma^2 [ADU^2] of every
+pixel, if the noiseless image is ``model`` [ADU]? It stays inside the loss, so that the fit knows
+that a brighter model is a noisier one. Models add up: ``CCDNoise(...) + FixedVariance(extra)``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import NoiseModelError
+from .types import Image
+
+__all__ = ["CCDNoise", "EMCCDNoise", "FixedVariance", "NoiseModel"]
+
+
+class NoiseModel(ABC):
+    """Base of all noise models: implement :meth:`variance`."""
+
+    @abstractmethod
+    def variance(self, model: Image) -> Image:
+        """sigma^2_ij [ADU^2] of a pixel whose noiseless value is ``model`` [ADU].
+
+        Written in torch operations that act on each element by itself; positive and finite.
+        """
+
+    def __add__(self, other: NoiseModel) -> NoiseModel:
+        return SummedNoise(self, other) if isinstance(other, NoiseModel) else NotImplemented
+
+
+@dataclass(frozen=True)
+class SummedNoise(NoiseModel):
+    """Two independent sources of noise: their variances add."""
+
+    first: NoiseModel
+    second: NoiseModel
+
+    def variance(self, model: Image) -> Image:
+        return self.first.variance(model) + self.second.variance(model)
+
+
+@dataclass(frozen=True)
+class CCDNoise(NoiseModel):
+    """Read noise and photon noise of a CCD (eq 6).
+
+    sigma^2 = (read_noise / flat)^2 + (M + offset) / (gain * flat)
+
+    Eq 6 is negative for a very negative model. Fewer than one photoelectron has no meaning, so
+    ``M + offset`` is taken as ``1 / gain`` where it is less.
+
+    Parameters
+    ----------
+    read_noise : float
+        Read noise **in ADU**. FITS headers usually give electrons: divide by the gain.
+    gain : float
+        Electrons per ADU.
+    flat : array_like, optional
+        Master flat-field F, (h, w), positive, about 1. None means 1 everywhere.
+    offset : float
+        Level [ADU] that was taken off the image before it came here (a subtracted sky): its light
+        is gone, its noise is not. Zero in the paper.
+    """
+
+    read_noise: float
+    gain: float = 1.0
+    flat: Any = field(default=None, repr=False)
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require("read_noise [ADU]", self.read_noise, minimum=0.0, open_end=False)
+        _require("gain [e-/ADU]", self.gain, minimum=0.0)
+        _require("offset [ADU]", self.offset)
+        object.__setattr__(self, "flat", _positive_image("flat", self.flat))
+
+    def variance(self, model: Image) -> Image:
+        photons = (model + self.offset).clamp(min=1.0 / self.gain)
+        if self.flat is None:
+            return self.read_noise**2 + photons / self.gain
+        flat = _like(self.flat, model, "flat")
+        return (self.read_noise / flat) ** 2 + photons / (self.gain * flat)
+
+
+@dataclass(frozen=True)
+class EMCCDNoise(NoiseModel):
+    """Photon noise of an electron-multiplying CCD, widened by the cascade (eq 7).
+
+    sigma^2 = excess * M / (total_gain * flat)
+
+    Eq 7 vanishes where the model does. The floor is the variance of one photoelectron: M is taken
+    as ``1 / total_gain`` where it is less.
+
+    Parameters
+    ----------
+    total_gain : float
+        Photoelectrons per ADU, G_Total: the CCD gain divided by the EM gain (25.8 / 300 for the
+        camera of the paper).
+    excess : float
+        Excess noise factor E; 2 in the paper.
+    flat : array_like, optional
+        Master flat-field F, (h, w), positive. None means 1 everywhere.
+    """
+
+    total_gain: float
+    excess: float = 2.0
+    flat: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _require("total_gain [e-/ADU]", self.total_gain, minimum=0.0)
+        _require("excess", self.excess, minimum=0.0)
+        object.__setattr__(self, "flat", _positive_image("flat", self.flat))
+
+    def variance(self, model: Image) -> Image:
+        photons = model.clamp(min=1.0 / self.total_gain)
+        flat = 1.0 if self.flat is None else _like(self.flat, model, "flat")
+        return self.excess * photons / (self.total_gain * flat)
+
+
+@dataclass(frozen=True)
+class FixedVariance(NoiseModel):
+    """A variance that is known beforehand and does not depend on the model.
+
+    Parameters
+    ----------
+    image : float or array_like
+        sigma^2 [ADU^2], one number or (h, w), positive. Pixels without a valid variance belong in
+        the mask of the frame, not here.
+    """
+
+    image: Any = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.image) == 0:
+            _require("variance [ADU^2]", float(self.image), minimum=0.0)
+            object.__setattr__(self, "image", torch.tensor(float(self.image), dtype=torch.float64))
+        else:
+            object.__setattr__(self, "image", _positive_image("variance", self.image))
+
+    def variance(self, model: Image) -> Image:
+        return _like(self.image, model, "variance").expand_as(model)
+
+
+def _require(name: str, value: float, minimum: float | None = None, open_end: bool = True) -> None:
+    if not math.isfinite(value):
+        raise NoiseModelError(f"The {name} must be a finite number, got {value}.")
+    if minimum is not None and (value < minimum or (open_end and value == minimum)):
+        bound = "greater than" if open_end else "at least"
+        raise NoiseModelError(f"The {name} must be {bound} {minimum:g}, got {value:g}.")
+
+
+def _positive_image(name: str, values: Any) -> Tensor | None:
+    if values is None:
+        return None
+    if not isinstance(values, Tensor):
+        values = torch.from_numpy(np.array(values, dtype=np.float64))
+    values = values.to(torch.float64)
+    bad = ~((values > 0) & torch.isfinite(values))
+    if bad.any():
+        raise NoiseModelError(
+            f"The {name} has {int(bad.sum())} of {bad.numel()} values that are not positive and "
+            f"finite (the least is {float(values.nan_to_num(nan=-torch.inf).min()):g}); mask those "
+            "pixels and give them any positive value."
+        )
+    return values
+
+
+def _like(values: Tensor, model: Image, name: str) -> Tensor:
+    if values.ndim and values.shape != model.shape:
+        raise NoiseModelError(
+            f"The {name} has shape {tuple(values.shape)} but the image has shape "
+            f"{tuple(model.shape)}; they must be equal."
+        )
+    return values.to(device=model.device, dtype=model.dtype)

@@ -1,0 +1,94 @@
+"""What every solver takes and returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import Finding, Status
+from ..kernel import gaussian_kernel
+from ..objective import Objective
+from ..types import Kernel, Mask, Params
+
+__all__ = ["OnStep", "Solution", "Solver", "Step", "flat_start", "gaussian_start"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a solver stands, for progress displays."""
+
+    number: int
+    loss: float
+    goal: str
+
+
+OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best point that a solver found.
+
+    Attributes
+    ----------
+    theta : Params
+        Kernel coefficients, then background coefficients; float64.
+    status : Status
+    loss : float
+        The objective at ``theta``.
+    steps : int
+        Solver steps taken.
+    evaluations : int
+        Number of times that the model image was computed.
+    decrement : float or None
+        Newton decrement: the drop of the loss that a full Newton step still predicts, at the last
+        point where it was computed. None for solvers that do not know it.
+    clipped : Mask or None
+        Pixels rejected by sigma clipping.
+    findings : tuple of Finding
+    """
+
+    theta: Params
+    status: Status
+    loss: float
+    steps: int
+    evaluations: int
+    decrement: float | None = None
+    clipped: Mask | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+class Solver(ABC):
+    """Base of all solvers."""
+
+    @abstractmethod
+    def solve(
+        self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
+    ) -> Solution:
+        """Minimise ``objective`` from ``theta0`` (a flat kernel if None).
+
+        Never raises for a fit that goes wrong: the status says how it ended.
+        """
+
+
+def flat_start(objective: Objective) -> Params:
+    """All kernel pixels 1/N_K, and B_0 the median of the target (section 2.9)."""
+    shape = objective.model.kernel.shape
+    kernel = torch.full(shape, 1.0 / (shape[0] * shape[1]), dtype=torch.float64)
+    return _start(objective, kernel)
+
+
+def gaussian_start(objective: Objective, sigma: float) -> Params:
+    """A round Gaussian kernel of unit sum and width ``sigma`` [pixels] (section 2.9)."""
+    return _start(objective, gaussian_kernel(objective.model.kernel.shape, sigma))
+
+
+def _start(objective: Objective, kernel: Kernel) -> Params:
+    model = objective.model
+    background = torch.zeros(model.background.n_params, dtype=torch.float64)
+    background[0] = objective.target[objective.use].median()
+    coefficients = model.kernel.coefficients(kernel)
+    return torch.cat([coefficients, background]).to(objective.target.device)

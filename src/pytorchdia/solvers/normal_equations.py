@@ -1,0 +1,101 @@
+"""The classical solution: iterated weighted linear least squares (Bramich 2008, section 2.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import Finding, InputError, Status
+from ..likelihood import Gaussian
+from ..linalg import factorise
+from ..objective import Objective
+from ..types import Params
+from .base import OnStep, Solution, Solver, Step
+
+__all__ = ["NormalEquations"]
+
+
+@dataclass(frozen=True)
+class NormalEquations(Solver):
+    """Solve (A'WA + N Q 2/2) theta = A'W I with W = 1/sigma^2 held fixed, and repeat.
+
+    The variances come from the target itself at first and from the model of the round before
+    afterwards. On the last rounds pixels further than ``k_sigma`` from the model are left out. This
+    minimises chi-square with fixed weights; it is not the minimum of eq 8, in which the weights
+    move with the model, except where the variance does not depend on the model.
+
+    Parameters
+    ----------
+    iterations : int
+        Rounds of reweighting; three are usual.
+    k_sigma : float or None
+        Clip at this many sigma before the last round; None for no clipping.
+    """
+
+    iterations: int = 3
+    k_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise InputError(f"NormalEquations needs at least 1 iteration, got {self.iterations}.")
+        if self.k_sigma is not None and not self.k_sigma > 0:
+            raise InputError(f"k_sigma must be positive, got {self.k_sigma}.")
+
+    def solve(
+        self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
+    ) -> Solution:
+        if not isinstance(objective.likelihood, Gaussian):
+            raise InputError(
+                f"NormalEquations is least squares and knows only the Gaussian likelihood, got "
+                f"{objective.likelihood}; use Newton for a robust loss."
+            )
+        model = objective.target if theta0 is None else objective.model.mv(theta0)
+        clipped = torch.zeros_like(objective.use)
+        jitter, theta = 0.0, torch.zeros(objective.model.n_params)
+        for number in range(1, self.iterations + 1):
+            variance = objective.variance(model)
+            if self.k_sigma is not None and number == self.iterations and number > 1:
+                residual = (objective.target - model) / variance.sqrt()
+                clipped = objective.use & (residual.abs() > self.k_sigma)
+                objective = _without(objective, clipped)
+            weight = torch.where(objective.use, 1.0 / variance, 0.0)
+            factor = factorise(objective.hessian(weight, torch.float64))
+            if factor is None:
+                return Solution(
+                    theta, Status.NOT_FINITE, math.inf, number, number, None, None, ()
+                )
+            jitter = max(jitter, factor.jitter)
+            rhs = objective.model.rmv(weight * objective.target)
+            theta = factor.solve(rhs)
+            theta = theta + factor.solve(rhs - objective.hessian_product(weight, theta))
+            model = objective.model.mv(theta)
+            if on_step is not None:
+                on_step(Step(number, float(objective.loss(theta)), f"{self.iterations} rounds"))
+        return Solution(
+            theta,
+            Status.CONVERGED,
+            float(objective.loss(theta)),
+            self.iterations,
+            self.iterations,
+            clipped=clipped if bool(clipped.any()) else None,
+            findings=_findings(jitter),
+        )
+
+
+def _without(objective: Objective, pixels: torch.Tensor) -> Objective:
+    return replace(objective, use=objective.use & ~pixels)
+
+
+def _findings(jitter: float) -> tuple[Finding, ...]:
+    if not jitter:
+        return ()
+    return (
+        Finding(
+            "jitter",
+            f"The normal matrix is singular to working precision; {jitter:.0e} of its diagonal was "
+            "added. Try a smaller kernel or a penalty.",
+            "warning",
+        ),
+    )

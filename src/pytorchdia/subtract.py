@@ -1,0 +1,564 @@
+"""The one call, :func:`subtract`, and what it returns, :class:`Subtraction`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import product
+from .background import PolynomialBackground
+from .errors import (
+    ConvergenceWarning,
+    CovarianceWarning,
+    Finding,
+    FlatImageError,
+    InputError,
+    NoiseModelError,
+    NoiseWarning,
+    PyTorchDIAWarning,
+    ShapeError,
+    Status,
+    TooFewPixelsError,
+)
+from .fisher import Uncertainty, uncertainty
+from .frame import Flag, Frame, grow, outside, with_flag
+from .image_model import ImageModel
+from .io import as_frame
+from .kernel import DeltaKernel, KernelModel
+from .likelihood import Gaussian, Likelihood
+from .measure import default_noise, reference_level
+from .metrics import mean_fit_bias, mean_fit_variance, robust_scale
+from .noise import NoiseModel
+from .objective import Objective
+from .penalty import Penalty
+from .solvers import Newton, Solution, Solver
+from .solvers.base import OnStep
+from .types import Image
+
+if TYPE_CHECKING:
+    from astropy.nddata import CCDData
+
+__all__ = ["Background", "Diagnostics", "Subtraction", "subtract"]
+
+FloatImage = NDArray[np.floating[Any]]
+
+_SKY_SCALE = (0.8, 1.25)  # robust scale of clean residuals beyond which the errors are doubted
+
+
+@dataclass(frozen=True)
+class Background:
+    """The fitted differential background (eq 18).
+
+    Attributes
+    ----------
+    coefficients, errors : ndarray
+        b_mn [ADU] and their 1-sigma errors, in the order of ``exponents``.
+    exponents : list of (int, int)
+        (m, n): powers of the normalised x and y.
+    image : ndarray
+        B(x, y) [ADU], (h, w).
+    """
+
+    coefficients: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    exponents: list[tuple[int, int]]
+    image: FloatImage = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Numbers about the fit.
+
+    Attributes
+    ----------
+    loss : float
+        The objective at the solution, in units of ln likelihood.
+    steps, evaluations : int
+        Solver steps, and computations of the model image.
+    decrement : float or None
+        Predicted drop of the loss by one more Newton step; None if the solver does not know it.
+    mfb, mfv : float
+        Mean fit bias and variance of the normalised residuals (eq 29, 30), with the noise model at
+        the solution in place of the true noise.
+    reduced_chi_square : float
+        Sum of squared normalised residuals over (pixels - parameters).
+    residual_scale : float
+        Robust scale (1.4826 MAD) of difference / sqrt(variance) over the darker half of the used
+        pixels; 1 if the error map is right.
+    n_pixels, n_parameters : int
+        Pixels used (N_data) and parameters fitted.
+    reference_background : float
+        Level [ADU] taken off the reference before the fit.
+    reference_noise : bool
+        Whether the variance of the difference holds the reference's noise.
+    seconds : float
+        Wall time of the fit and its error bars.
+    device, dtype : str
+    """
+
+    loss: float
+    steps: int
+    evaluations: int
+    decrement: float | None
+    mfb: float
+    mfv: float
+    reduced_chi_square: float
+    residual_scale: float
+    n_pixels: int
+    n_parameters: int
+    reference_background: float
+    reference_noise: bool
+    seconds: float
+    device: str
+    dtype: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Subtraction:
+    """A difference image and everything that was learnt on the way.
+
+    Images are full size, (h, w). Where ``mask`` is True the fit did not look. Where there is no
+    data at all (a NaN target, a border, a bad reference pixel under the kernel) ``difference`` is
+    0 and ``variance`` is infinite, so that a weight of 1 / variance is right without the mask.
+
+    Attributes
+    ----------
+    difference : ndarray
+        D = I - M [ADU].
+    variance : ndarray
+        Variance of the difference [ADU^2]: the target's noise at the model (eq 6 or 7) plus the
+        reference's noise through the kernel, if that is known.
+    mask : ndarray of bool
+        True = not used by the fit.
+    flags : ndarray of int16
+        Why: bits of :class:`~pytorchdia.frame.Flag`.
+    model : ndarray
+        M = R (x) K + B [ADU]; 0 where it is not defined.
+    kernel : ndarray
+        K_lm, (ky, kx), element ``[n_y + l, n_x + m]`` (eq 2).
+    kernel_covariance : ndarray
+        Covariance of ``kernel.ravel()``, (ky kx, ky kx) (eq 16).
+    covariance : ndarray
+        Covariance of all parameters, kernel first, (p, p).
+    scale, scale_error : float
+        P (eq 3), and its error sqrt(1' C 1) with all covariances.
+    background : Background
+    status : Status
+        How the fit ended.
+    findings : tuple of Finding
+        What the user should know.
+    diagnostics : Diagnostics
+    settings : Mapping
+        What was used, as text.
+    header, wcs
+        The target's, unread.
+    unit : str
+        The target's unit.
+    """
+
+    difference: FloatImage
+    variance: FloatImage
+    mask: NDArray[np.bool_]
+    flags: NDArray[np.int16]
+    model: FloatImage
+    kernel: NDArray[np.float64]
+    kernel_covariance: NDArray[np.float64] = field(repr=False)
+    covariance: NDArray[np.float64] = field(repr=False)
+    scale: float
+    scale_error: float
+    background: Background
+    status: Status
+    findings: tuple[Finding, ...]
+    diagnostics: Diagnostics
+    settings: Mapping[str, str]
+    header: Mapping[str, Any] = field(repr=False)
+    wcs: Any = field(repr=False)
+    unit: str = ""
+
+    @property
+    def error(self) -> FloatImage:
+        """Standard deviation of the difference [ADU], infinite where there is no data."""
+        return np.sqrt(self.variance)
+
+    @property
+    def significance(self) -> FloatImage:
+        """difference / error, 0 where there is no data."""
+        return self.difference / self.error
+
+    def write(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write one multi-extension FITS file, whole or not at all.
+
+        Raises
+        ------
+        WriteError
+            The file exists and ``overwrite`` is False, or it cannot be written.
+        """
+        return product.write(self, Path(path), overwrite=overwrite)
+
+    def to_ccddata(self) -> CCDData:
+        """The difference as CCDData with its variance, mask, flags, unit, WCS and header."""
+        return product.to_ccddata(self)
+
+
+def subtract(
+    target: Any,
+    reference: Any,
+    *,
+    kernel: KernelModel = DeltaKernel(19),
+    background: PolynomialBackground = PolynomialBackground(0),
+    noise: NoiseModel | None = None,
+    likelihood: Likelihood = Gaussian(),
+    penalty: Penalty | None = None,
+    solver: Solver = Newton(),
+    mask: Any = None,
+    reference_noise: NoiseModel | None = None,
+    reference_background: float | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    on_step: OnStep | None = None,
+) -> Subtraction:
+    """Subtract the matched reference from the target: D = I - (R (x) K + B).
+
+    Parameters
+    ----------
+    target, reference : array_like, Tensor, NDData, HDU, HDUList, str, Path or Frame
+        I and R: two images of one shape, (h, w), on one pixel grid. See
+        :func:`~pytorchdia.io.as_frame` for what each may be. The reference should be the sharper.
+    kernel : KernelModel
+        K (eq 2).
+    background : PolynomialBackground
+        B (eq 18).
+    noise : NoiseModel, optional
+        sigma^2(M) of the target (eq 6, 7). None takes the target's own uncertainty, or eq 6 with
+        the gain and read noise of its header, or a guess from its sky, which is reported with a
+        NoiseWarning.
+    likelihood : Likelihood
+        Gaussian (eq 8), or a robust one (section 2.4).
+    penalty : Penalty, optional
+        Regularises the kernel (section 2.7).
+    solver : Solver
+        Newton, AdamLBFGS or NormalEquations.
+    mask : array_like, optional
+        (h, w), True = ignore this pixel of the target.
+    reference_noise : NoiseModel, optional
+        Noise of the reference, for the variance of the difference only. None takes the
+        reference's own uncertainty or its header's gain and read noise; if it has neither, the
+        reference counts as free of noise.
+    reference_background : float, optional
+        Level [ADU] to take off the reference before the fit. None takes the median of its good
+        pixels, as the paper does.
+    device : str or torch.device
+        "auto" takes a CUDA device if there is one.
+    dtype : torch.dtype
+        float32 or float64: precision of the heavy work and of the images returned. Parameters,
+        sums and linear algebra are float64 in either case.
+    on_step : callable, optional
+        Called with a :class:`~pytorchdia.solvers.Step` after every step of the solver.
+
+    Returns
+    -------
+    Subtraction
+
+    Raises
+    ------
+    InputError
+        The input cannot be used; the message says why and what to try. Its subclasses are drawn in
+        :mod:`pytorchdia.errors`. A fit that does not converge does not raise: see ``status``.
+    ReadError
+        A path cannot be read.
+    """
+    started = time.perf_counter()
+    target_frame = as_frame(target, mask=mask)
+    reference_frame = as_frame(reference)
+    where = _device(device)
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    if target_frame.shape != reference_frame.shape:
+        raise ShapeError(
+            f"The target has shape {target_frame.shape} but the reference has shape "
+            f"{reference_frame.shape}; register and trim them to one pixel grid first."
+        )
+    flags = _combined_flags(target_frame, reference_frame, kernel)
+    level = reference_level(reference_frame) if reference_background is None else float(
+        reference_background
+    )
+    _require_structure(target_frame, reference_frame, flags)
+    noise_findings: tuple[Finding, ...] = ()
+    if noise is None:
+        noise, noise_findings = default_noise(target_frame)
+    if reference_noise is None:
+        reference_noise, more = _known_noise(reference_frame)
+        noise_findings += more
+
+    image_model = ImageModel(
+        torch.where(reference_frame.mask, 0.0, reference_frame.data - level).to(where),
+        kernel,
+        background,
+    )
+    objective = Objective(
+        image_model, target_frame.data.to(where), (flags == 0).to(where), noise, likelihood,
+        penalty, dtype,
+    )  # fmt: skip
+    _require_enough_pixels(objective, target_frame, reference_frame)
+    _check_variance(objective, target_frame)
+
+    solution = solver.solve(objective, on_step=on_step)
+    if solution.clipped is not None:
+        flags = with_flag(flags, solution.clipped.to(flags.device), Flag.CLIPPED)
+        objective = replace(objective, use=objective.use & ~solution.clipped)
+    errors = uncertainty(objective, solution.theta)
+    result = _assemble(
+        objective, solution, errors, target_frame, reference_frame, reference_noise, level, flags,
+        noise_findings,
+    )  # fmt: skip
+    result = replace(
+        result,
+        diagnostics=replace(result.diagnostics, seconds=time.perf_counter() - started),
+        settings={**result.settings, "solver": repr(solver)},
+    )
+    _warn(result)
+    return result
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, dtype=torch.float64, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(
+            f"The device {str(device)!r} cannot be used ({reason}); use 'auto' or 'cpu'."
+        ) from error
+    return chosen
+
+
+def _combined_flags(target: Frame, reference: Frame, kernel: KernelModel) -> torch.Tensor:
+    """The target's flags, plus the border and the footprints of bad reference pixels."""
+    flags = with_flag(target.flags, outside(target.shape, kernel.half_shape), Flag.BORDER)
+    return with_flag(flags, grow(reference.mask, kernel.half_shape), Flag.REFERENCE)
+
+
+def _require_structure(target: Frame, reference: Frame, flags: torch.Tensor) -> None:
+    """An image of one single value tells nothing of a kernel."""
+    for role, frame in (("target", target), ("reference", reference)):
+        good = frame.data[~frame.mask]
+        if len(good) and float(good.min()) == float(good.max()):
+            raise FlatImageError(
+                f"The {role} ({frame.name}) is constant: all its {len(good)} good pixels are "
+                f"{float(good[0]):g}. Check that the right image was read."
+            )
+
+
+def _require_enough_pixels(objective: Objective, target: Frame, reference: Frame) -> None:
+    n_data, n_params = objective.n_data, objective.model.n_params
+    if n_data > n_params:
+        return
+    h, w = target.shape
+    raise TooFewPixelsError(
+        f"Only {n_data} of {h * w} pixels can be used and the fit has {n_params} parameters (the "
+        f"target has {int(target.mask.sum())} bad pixels, the reference {int(reference.mask.sum())}, "
+        f"and each of those takes out a whole kernel footprint). Use a smaller kernel, or check the "
+        f"masks and the saturation level."
+    )
+
+
+def _check_variance(objective: Objective, target: Frame) -> None:
+    """The noise model must give a positive finite variance at the target's own values."""
+    variance = objective.noise.variance(objective.target)
+    if variance.shape != objective.target.shape:
+        raise NoiseModelError(
+            f"The noise model gives a variance of shape {tuple(variance.shape)} for an image of "
+            f"shape {target.shape}; it must work pixel by pixel."
+        )
+    bad = objective.use & ~((variance > 0) & torch.isfinite(variance))
+    if bad.any():
+        raise NoiseModelError(
+            f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a variance "
+            "that is not positive and finite; check gain, read noise and variance image."
+        )
+
+
+def _known_noise(reference: Frame) -> tuple[NoiseModel | None, tuple[Finding, ...]]:
+    """The reference's noise if it is known, never a guess."""
+    if reference.variance is None and reference.detector.gain is None:
+        finding = Finding(
+            "reference-noise-unknown",
+            f"The noise of the reference ({reference.name}) is not known and is not in the "
+            "variance of the difference; give its gain and read noise, or its variance.",
+        )
+        return None, (finding,)
+    noise, findings = default_noise(reference)
+    return noise, findings
+
+
+def _assemble(
+    objective: Objective,
+    solution: Solution,
+    errors: Uncertainty,
+    target: Frame,
+    reference: Frame,
+    reference_noise: NoiseModel | None,
+    level: float,
+    flags: torch.Tensor,
+    noise_findings: tuple[Finding, ...],
+) -> Subtraction:
+    model, theta = objective.model, solution.theta
+    modelled = (flags & Flag.no_model()) == 0
+    image = model.mv(theta)
+    fit_variance = objective.variance(image)
+    normalised = (objective.target - image) / fit_variance.sqrt()
+    chi_square = float((normalised[objective.use] ** 2).sum())
+
+    variance = objective.noise.variance(image)
+    if reference_noise is not None:
+        variance = variance + _reference_variance(model, theta, reference, reference_noise)
+    has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
+    has_data &= torch.isfinite(variance.cpu()) & (variance.cpu() > 0)
+    image, variance = image.cpu(), variance.cpu()
+    difference = torch.where(has_data, target.data - image, 0.0)
+    variance = torch.where(has_data, variance, torch.inf)
+
+    use = objective.use.cpu()
+    dark = use & (image <= image[use].median())
+    scale_of_sky = robust_scale((difference / variance.sqrt())[dark])
+    findings = (
+        *target.findings, *reference.findings, *noise_findings, *solution.findings,
+        *errors.findings, *_findings_of_fit(objective, solution, scale_of_sky),
+    )  # fmt: skip
+    n_k = model.kernel.n_params
+    covariance = errors.covariance.cpu().numpy()
+    coefficients = theta.cpu().numpy()
+    dof = objective.n_data - model.n_params
+    out = np.float32 if objective.dtype == torch.float32 else np.float64
+    return Subtraction(
+        difference=difference.numpy().astype(out),
+        variance=variance.numpy().astype(out),
+        mask=(flags != 0).numpy(),
+        flags=flags.numpy(),
+        model=torch.where(modelled, image, 0.0).numpy().astype(out),
+        kernel=model.kernel_image(theta).cpu().numpy(),
+        kernel_covariance=covariance[:n_k, :n_k],
+        covariance=covariance,
+        scale=float(model.scale(theta)),
+        scale_error=errors.error_of(model.scale_gradient()),
+        background=Background(
+            coefficients[n_k:],
+            np.sqrt(np.clip(np.diag(covariance)[n_k:], 0.0, None)),
+            model.background.exponents,
+            model.background_image(theta).cpu().numpy().astype(out),
+        ),
+        status=solution.status,
+        findings=findings,
+        diagnostics=Diagnostics(
+            loss=solution.loss,
+            steps=solution.steps,
+            evaluations=solution.evaluations,
+            decrement=solution.decrement,
+            mfb=mean_fit_bias(normalised, objective.use),
+            mfv=mean_fit_variance(normalised, objective.use),
+            reduced_chi_square=chi_square / dof,
+            residual_scale=scale_of_sky,
+            n_pixels=objective.n_data,
+            n_parameters=model.n_params,
+            reference_background=level,
+            reference_noise=reference_noise is not None,
+            seconds=0.0,
+            device=str(objective.target.device),
+            dtype=str(objective.dtype).removeprefix("torch."),
+        ),
+        settings={
+            "target": target.name,
+            "reference": reference.name,
+            "kernel": repr(model.kernel),
+            "background": repr(model.background),
+            "noise": repr(objective.noise),
+            "likelihood": repr(objective.likelihood),
+            "penalty": repr(objective.penalty),
+            "reference noise": repr(reference_noise),
+        },
+        header=target.meta,
+        wcs=target.wcs,
+        unit=target.unit,
+    )
+
+
+def _reference_variance(
+    model: ImageModel, theta: torch.Tensor, reference: Frame, noise: NoiseModel
+) -> Image:
+    """The reference's noise through the kernel: K^2 (x) sigma_R^2 [ADU^2]."""
+    device = model.reference.device
+    sigma2 = noise.variance(reference.data.to(device))
+    sigma2 = torch.where(reference.mask.to(device), 0.0, sigma2)
+    through = ImageModel(sigma2, model.kernel, PolynomialBackground(0))
+    return through.convolve(model.kernel_image(theta) ** 2).clamp(min=0.0)
+
+
+def _findings_of_fit(
+    objective: Objective, solution: Solution, residual_scale: float
+) -> tuple[Finding, ...]:
+    findings = []
+    scale = float(objective.model.scale(solution.theta))
+    if not solution.status.ok:
+        findings.append(
+            Finding(
+                solution.status.name.lower().replace("_", "-"), solution.status.value, "warning"
+            )
+        )
+    if not scale > 0:
+        findings.append(
+            Finding(
+                "scale-not-positive",
+                f"The photometric scale P is {scale:.3g}; it must be positive. There is too little "
+                "signal in common (few stars, wrong field, no registration) to learn a kernel.",
+                "warning",
+            )
+        )
+    low, high = _SKY_SCALE
+    if not low <= residual_scale <= high:
+        findings.append(
+            Finding(
+                "residual-scale",
+                f"On the darker half of the frame the difference scatters by {residual_scale:.2f} "
+                "times what its variance says; the noise model does not describe these images "
+                "(resampling, wrong gain, unknown noise of the reference).",
+                "warning",
+            )
+        )
+    return tuple(findings)
+
+
+_WARNING_OF_CODE = {
+    "fisher-singular": CovarianceWarning,
+    "covariance-determinant": CovarianceWarning,
+    "covariance-eigenvalues": CovarianceWarning,
+    "stalled": ConvergenceWarning,
+    "max-steps": ConvergenceWarning,
+    "not-finite": ConvergenceWarning,
+    "jitter": ConvergenceWarning,
+    "noise-estimated": NoiseWarning,
+    "noise-constant": NoiseWarning,
+    "sky-restored": NoiseWarning,
+    "sky-too-quiet": NoiseWarning,
+    "residual-scale": NoiseWarning,
+}
+
+
+def _warn(result: Subtraction) -> None:
+    for finding in result.findings:
+        if finding.level == "warning":
+            category = _WARNING_OF_CODE.get(finding.code, PyTorchDIAWarning)
+            warnings.warn(finding.message, category, stacklevel=3)

@@ -1,0 +1,33 @@
+"""The array types of the package, with their axes and units: a glossary in code.
+
+Axes always run y before x (rows before columns), pixel centres lie at integers and the centre of
+the lower left pixel is (0, 0). A mask is True where a pixel is to be ignored. Images are in the
+target's own counting unit, called ADU throughout.
+
+============  ==============  =====================================================================
+type          shape           meaning
+============  ==============  =====================================================================
+``Image``     ``(h, w)``      counts [ADU], a variance [ADU^2], or a weight per pixel
+``Mask``      ``(h, w)``      True = ignore this pixel
+``Flags``     ``(h, w)``      bit plane, see :class:`pytorchdia.frame.Flag`
+``Kernel``    ``(ky, kx)``    K_lm of eq 2, element ``[n_y + l, n_x + m]``, odd sizes
+``Params``    ``(p,)``        theta = (kernel coefficients, background coefficients)
+``Matrix``    ``(p, p)``      a normal matrix, a Hessian or a covariance
+``Scalar``    ``()``          one number as a tensor
+============  ==============  =====================================================================
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Image = Float[Tensor, "h w"]
+Mask = Bool[Tensor, "h w"]
+Flags = Int[Tensor, "h w"]
+Kernel = Float[Tensor, "ky kx"]
+Params = Float[Tensor, " p"]
+Matrix = Float[Tensor, "p p"]
+Scalar = Float[Tensor, ""]
+
+__all__ = ["Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Scalar"]
