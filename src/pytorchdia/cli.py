@@ -160,7 +160,7 @@ def subtract(
     ] = None,
     kernel_size: Annotated[
         str,
-        typer.Option(help="Odd side of the kernel [pixels], HEIGHTxWIDTH, or auto: 7 Gaussian widths "
+        typer.Option(help="Odd side of the kernel [pixels], HEIGHTxWIDTH, or auto: 9 Gaussian widths "
                      "of the target's stars.", rich_help_panel=_MODEL),
     ] = "auto",
     background_degree: Annotated[

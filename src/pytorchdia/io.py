@@ -126,7 +126,8 @@ def _from_hdus(
     index = _choose_hdu(hdus, hdu, name)
     chosen = hdus[index]
     header = chosen.header.copy()
-    label = name if len(hdus) == 1 else f"{name}[{chosen.name or index}]"
+    plain = chosen.name in ("", "PRIMARY", "COMPRESSED_IMAGE") and hdu is None
+    label = name if plain else f"{name}[{chosen.name or index}]"
     values = _numbers(chosen.data, label)
     _blank_to_nan(values, chosen)
     detector, findings = detector_from_header(

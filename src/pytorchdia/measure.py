@@ -297,7 +297,7 @@ def _flattened(data: FloatArray, bad: NDArray[np.bool_]) -> FloatArray:
 
 
 def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[Finding, ...]]:
-    """A square delta kernel of 7 Gaussian widths of the target's PSF (section 4.1).
+    """A square delta kernel of 9 Gaussian widths of the target's PSF (section 3.3).
 
     Falls back to 19 x 19, the size of section 3, if the seeing cannot be measured. Never larger
     than a third of the frame. Says so if the target is the sharper image of the two, because a
@@ -319,11 +319,11 @@ def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[F
                 f"{size} x {size} was taken. Give the kernel size if the seeing is wide.",
             ),
         )
-    size = min(_odd(7.0 * seen.fwhm / _FWHM_PER_SIGMA, least=7), limit)
+    size = min(_odd(9.0 * seen.fwhm / _FWHM_PER_SIGMA, least=7), limit)
     findings = [
         Finding(
             "kernel-size",
-            f"A kernel of {size} x {size} pixels was chosen: 7 Gaussian widths of the target's "
+            f"A kernel of {size} x {size} pixels was chosen: 9 Gaussian widths of the target's "
             f"stars (FWHM {seen.fwhm:.2f} pixels, {seen.n_stars} stars).",
         )
     ]

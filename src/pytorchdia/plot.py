@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -49,16 +50,16 @@ def draw(result: Subtraction, target: Frame, reference: Frame) -> Figure:
     """Reference, target, difference in sigma, kernel, and histogram of the residuals."""
     figure = Figure(figsize=(13.5, 8.6), layout="constrained")
     FigureCanvasAgg(figure)
-    top = figure.subplot_mosaic(
+    panels = figure.subplot_mosaic(
         [["reference", "target", "difference"], ["kernel", "histogram", "text"]],
         width_ratios=[1, 1, 1.07],
     )
-    _counts(figure, top["reference"], reference, "Reference R")
-    _counts(figure, top["target"], target, "Target I")
-    _difference(figure, top["difference"], result)
-    _kernel(figure, top["kernel"], result)
-    _histogram(top["histogram"], result)
-    _text(top["text"], result)
+    _counts(figure, panels["reference"], reference, "Reference R")
+    _counts(figure, panels["target"], target, "Target I")
+    _difference(figure, panels["difference"], result)
+    _kernel(figure, panels["kernel"], result)
+    _histogram(panels["histogram"], result)
+    _text(panels["text"], result)
     return figure
 
 
@@ -128,12 +129,11 @@ def _text(axes: Any, result: Subtraction) -> None:
     ]
     lines += [f"! {f.code}" for f in result.findings if f.level == "warning"]
     axes.axis("off")
-    axes.text(0.0, 1.0, "\n".join(lines), va="top", family="monospace", fontsize=10)
+    text = axes.text(0.0, 1.0, "\n".join(lines), va="top", family="monospace", fontsize=9)
+    text.set_in_layout(False)  # a long file name must not squeeze the pictures
 
 
 def _with_bad(name: str) -> Any:
-    import matplotlib
-
-    return matplotlib.colormaps[name].with_extremes(bad="#bbbbbb")
+    return colormaps[name].with_extremes(bad="#bbbbbb")
 
 
