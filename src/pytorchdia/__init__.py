@@ -12,7 +12,8 @@ from .measure import choose_kernel
 from .noise import CCDNoise, EMCCDNoise, FixedVariance, NoiseModel
 from .penalty import LaplacianPenalty
 from .solvers import AdamLBFGS, Newton, NormalEquations
-from .subtract import Subtraction, subtract
+from .subtract import subtract
+from .subtraction import Subtraction
 
 __version__ = _version("pytorchdia")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .arrays import Image, Params
 from .errors import InputError
-from .types import Image, Params
 
 __all__ = ["PolynomialBackground"]
 
@@ -48,9 +48,7 @@ class PolynomialBackground:
         self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
         """The images eta^m xi^n of all terms, (n_params, h, w)."""
-        xi, eta = (
-            (torch.arange(n, dtype=dtype, device=device) - 0.5 * (n - 1)) / n for n in shape
-        )
+        xi, eta = ((torch.arange(n, dtype=dtype, device=device) - 0.5 * (n - 1)) / n for n in shape)
         return torch.stack([xi[:, None] ** n * eta[None, :] ** m for m, n in self.exponents])
 
     def image(self, coefficients: Params, shape: tuple[int, int]) -> Image:

@@ -6,14 +6,18 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import click
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from . import __version__, display, plot
+from . import options as o
+from .background import PolynomialBackground
 from .config import (
     DtypeName,
     LikelihoodName,
@@ -22,12 +26,17 @@ from .config import (
     make_solver,
     parse_kernel_size,
 )
-from .errors import InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-
-if TYPE_CHECKING:
-    from .frame import Frame
-    from .noise import NoiseModel
-    from .subtract import Subtraction
+from .demo import run_demo
+from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
+from .frame import Frame
+from .io import as_frame
+from .measure import choose_kernel, default_noise
+from .noise import EMCCDNoise, FixedVariance, NoiseModel
+from .penalty import LaplacianPenalty
+from .product import check_writable, summarise
+from .solvers import Step
+from .subtract import require_same_shape
+from .subtract import subtract as subtract_frames
 
 __all__ = ["EXIT_CODES", "app", "main"]
 
@@ -50,182 +59,62 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FRAMES, _NOISE, _MODEL, _FIT, _OUTPUT = "Frames", "Noise", "Model", "Fit", "Output"
-_say = Console(stderr=True)
 
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        from . import __version__
-
         print(f"pytorchdia {__version__}")
         raise typer.Exit
 
 
 @app.command()
 def subtract(
-    target: Annotated[
-        str, typer.Argument(help="Target image, FITS; NAME.fits[SCI] or [2] picks an HDU.")
-    ],
-    reference: Annotated[
-        str, typer.Argument(help="Reference image on the same pixel grid, the sharper of the two.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Result file; TARGET_diff.fits in this folder if absent.",
-                     rich_help_panel=_OUTPUT),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files.", rich_help_panel=_OUTPUT)
-    ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Also draw reference, target, difference, kernel and residuals (PNG).",
-                     rich_help_panel=_OUTPUT),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the outcome as JSON on standard output.",
-                           rich_help_panel=_OUTPUT)
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)
-    ] = False,
-    mask: Annotated[
-        str | None,
-        typer.Option(help="Mask of the target, FITS; not zero = ignore.", rich_help_panel=_FRAMES),
-    ] = None,
-    reference_mask: Annotated[
-        str | None, typer.Option(help="Mask of the reference, FITS.", rich_help_panel=_FRAMES)
-    ] = None,
-    saturation: Annotated[
-        float | None,
-        typer.Option(help="Ignore target pixels from this value on [ADU]; from the header if absent, "
-                     "else from a plateau in the image. 'inf' for none.", rich_help_panel=_FRAMES),
-    ] = None,
-    reference_saturation: Annotated[
-        float | None, typer.Option(help="The same for the reference.", rich_help_panel=_FRAMES)
-    ] = None,
-    reference_background: Annotated[
-        float | None,
-        typer.Option(help="Level to take off the reference [ADU]; its median if absent.",
-                     rich_help_panel=_FRAMES),
-    ] = None,
-    gain: Annotated[
-        float | None,
-        typer.Option(help="Gain of the target [e-/ADU]; from the header (EGAIN, GAIN, ...) if absent.",
-                     rich_help_panel=_NOISE),
-    ] = None,
-    read_noise: Annotated[
-        float | None,
-        typer.Option(help="Read noise of the target [electrons]; from the header (RDNOISE, ...) if "
-                     "absent.", rich_help_panel=_NOISE),
-    ] = None,
-    exposure: Annotated[
-        float | None,
-        typer.Option(help="Exposure time of the target [s]; needed for data in counts per second.",
-                     rich_help_panel=_NOISE),
-    ] = None,
-    sky_offset: Annotated[
-        float | None,
-        typer.Option(help="Sky level that was subtracted from the target [ADU]; found from the "
-                     "scatter of its sky if absent.", rich_help_panel=_NOISE),
-    ] = None,
-    flat: Annotated[
-        str | None,
-        typer.Option(help="Master flat-field for the noise model, FITS.", rich_help_panel=_NOISE),
-    ] = None,
-    variance: Annotated[
-        str | None,
-        typer.Option(help="Variance of the target [ADU^2], FITS; replaces gain and read noise.",
-                     rich_help_panel=_NOISE),
-    ] = None,
-    em_gain: Annotated[
-        float | None,
-        typer.Option(help="Total gain of an EMCCD [photoelectrons/ADU]: use eq 7 instead of eq 6.",
-                     rich_help_panel=_NOISE),
-    ] = None,
-    excess: Annotated[
-        float, typer.Option(help="Excess noise factor of the EMCCD.", rich_help_panel=_NOISE)
-    ] = 2.0,
-    reference_gain: Annotated[
-        float | None,
-        typer.Option(help="Gain of the reference [e-/ADU].", rich_help_panel=_NOISE),
-    ] = None,
-    reference_read_noise: Annotated[
-        float | None,
-        typer.Option(help="Read noise of the reference [electrons].", rich_help_panel=_NOISE),
-    ] = None,
-    kernel_size: Annotated[
-        str,
-        typer.Option(help="Odd side of the kernel [pixels], HEIGHTxWIDTH, or auto: 9 Gaussian widths "
-                     "of the target's stars.", rich_help_panel=_MODEL),
-    ] = "auto",
-    background_degree: Annotated[
-        int, typer.Option(min=0, help="Degree of the background polynomial.", rich_help_panel=_MODEL)
-    ] = 0,
-    laplacian: Annotated[
-        float | None,
-        typer.Option(help="Strength lambda of the Laplacian penalty (eq 20); none if absent.",
-                     rich_help_panel=_MODEL),
-    ] = None,
-    likelihood: Annotated[
-        LikelihoodName,
-        typer.Option(help="Distribution of the residuals; the last two resist outliers.",
-                     rich_help_panel=_MODEL),
-    ] = LikelihoodName.GAUSSIAN,
-    huber_c: Annotated[
-        float, typer.Option(help="Threshold c of the Huber loss [sigma].", rich_help_panel=_MODEL)
-    ] = 1.345,
-    student_nu: Annotated[
-        float, typer.Option(help="Degrees of freedom of Student's t.", rich_help_panel=_MODEL)
-    ] = 4.0,
-    solver: Annotated[
-        SolverName,
-        typer.Option(help="newton is exact and fast; adam-lbfgs is the paper's; normal-equations is "
-                     "iterated least squares (Bramich 2008).", rich_help_panel=_FIT),
-    ] = SolverName.NEWTON,
-    max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Upper limit of steps.", rich_help_panel=_FIT)
-    ] = None,
-    tol: Annotated[
-        float | None,
-        typer.Option(help="newton: goal for the decrement; adam-lbfgs: relative change at the switch.",
-                     rich_help_panel=_FIT),
-    ] = None,
-    lr_background: Annotated[
-        float, typer.Option(help="adam-lbfgs: learning rate of B_0.", rich_help_panel=_FIT)
-    ] = 1.0,
-    iterations: Annotated[
-        int, typer.Option(min=1, help="normal-equations: rounds.", rich_help_panel=_FIT)
-    ] = 3,
-    k_sigma: Annotated[
-        float | None,
-        typer.Option(help="normal-equations: clip before the last round.", rich_help_panel=_FIT),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_FIT)
-    ] = "auto",
-    dtype: Annotated[
-        DtypeName, typer.Option(help="Precision of the heavy work.", rich_help_panel=_FIT)
-    ] = DtypeName.FLOAT32,
+    target: o.Target,
+    reference: o.Reference,
+    output: o.Output = None,
+    overwrite: o.Overwrite = False,
+    plot_file: o.PlotFile = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    mask: o.Mask = None,
+    reference_mask: o.ReferenceMask = None,
+    saturation: o.Saturation = None,
+    reference_saturation: o.ReferenceSaturation = None,
+    reference_background: o.ReferenceBackground = None,
+    gain: o.Gain = None,
+    read_noise: o.ReadNoise = None,
+    exposure: o.Exposure = None,
+    sky_offset: o.SkyOffset = None,
+    flat: o.Flat = None,
+    variance: o.Variance = None,
+    em_gain: o.EmGain = None,
+    excess: o.Excess = 2.0,
+    reference_gain: o.ReferenceGain = None,
+    reference_read_noise: o.ReferenceReadNoise = None,
+    kernel_size: o.KernelSize = "auto",
+    background_degree: o.BackgroundDegree = 0,
+    laplacian: o.Laplacian = None,
+    likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
+    huber_c: o.HuberC = 1.345,
+    student_nu: o.StudentNu = 4.0,
+    solver: o.Solver = SolverName.NEWTON,
+    max_steps: o.MaxSteps = None,
+    tol: o.Tol = None,
+    lr_background: o.LrBackground = 1.0,
+    iterations: o.Iterations = 3,
+    k_sigma: o.KSigma = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = DtypeName.FLOAT32,
 ) -> None:
     """Subtract the matched REFERENCE from TARGET and write the difference with its error map.
 
     The difference is the primary HDU of the result, with the target's header and WCS; VARIANCE,
     MASK, MODEL, KERNEL, KERNEL_COV, PARAMETERS, DIAGNOSTICS and FINDINGS follow.
     """
-    from . import plot as plotting
-    from .io import as_frame
-    from .measure import choose_kernel
-    from .penalty import LaplacianPenalty
-    from .product import check_writable
-    from .subtract import subtract as run
-
     output = Path(f"{_stem(target)}_diff.fits") if output is None else output
-    for path in (output, plot):
+    for path in (output, plot_file):
         if path is not None:
             check_writable(path, overwrite)
     kernel = parse_kernel_size(kernel_size)
@@ -235,39 +124,35 @@ def subtract(
         solver, max_steps=max_steps, tol=tol, lr_background=lr_background,
         iterations=iterations, k_sigma=k_sigma,
     )  # fmt: skip
-    target_frame = as_frame(
-        target, mask=_plane(mask), gain=gain, read_noise=read_noise, saturation=saturation,
-        exposure=exposure,
-    )  # fmt: skip
-    reference_frame = as_frame(
-        reference, mask=_plane(reference_mask), gain=reference_gain,
-        read_noise=reference_read_noise, saturation=reference_saturation,
-    )  # fmt: skip
-    _same_grid(target_frame, reference_frame)
-    noise, findings = _noise(target_frame, _plane(variance), _plane(flat), em_gain, excess, sky_offset)
-    if kernel is None:
-        kernel, more = choose_kernel(target_frame, reference_frame)
-        findings += more
-    from dataclasses import replace
-
-    target_frame = replace(target_frame, findings=target_frame.findings + tuple(findings))
-    show = not (quiet or as_json)
-    with _say.status("Fitting ...", spinner="dots") as status, warnings.catch_warnings():
-        warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings, shown below
-        result = run(
+    with _progress(quiet or as_json) as on_step, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings, shown at the end
+        target_frame = as_frame(
+            target, mask=_plane(mask), gain=gain, read_noise=read_noise, saturation=saturation,
+            exposure=exposure,
+        )  # fmt: skip
+        reference_frame = as_frame(
+            reference, mask=_plane(reference_mask), gain=reference_gain,
+            read_noise=reference_read_noise, saturation=reference_saturation,
+        )  # fmt: skip
+        require_same_shape(target_frame, reference_frame)
+        noise, findings = _noise(target_frame, variance, flat, em_gain, excess, sky_offset)
+        if kernel is None:
+            kernel, more = choose_kernel(target_frame, reference_frame)
+            findings += more
+        target_frame = replace(target_frame, findings=target_frame.findings + findings)
+        result = subtract_frames(
             target_frame, reference_frame, kernel=kernel,
-            background=_background(background_degree), noise=noise, likelihood=loss,
+            background=PolynomialBackground(background_degree), noise=noise, likelihood=loss,
             penalty=penalty, solver=chosen_solver, reference_background=reference_background,
-            device=device, dtype=dtype.dtype,
-            on_step=lambda s: status.update(f"Fitting: step {s.number}, loss {s.loss:.8g}, {s.goal}"),
+            device=device, dtype=dtype.dtype, on_step=on_step,
         )  # fmt: skip
     written = [result.write(output, overwrite=overwrite)]
-    if plot is not None:
-        written.append(plotting.save(result, target_frame, reference_frame, plot, overwrite))
+    if plot_file is not None:
+        written.append(plot.save(result, target_frame, reference_frame, plot_file, overwrite))
     if as_json:
-        print(json.dumps(_as_json(result, written), indent=2))
-    if show:
-        _show(result, target_frame, reference_frame, written)
+        print(display.result_as_json(result, written))
+    elif not quiet:
+        display.show_result(result, target_frame, reference_frame, written)
     if not result.status.ok:
         raise typer.Exit(5)
 
@@ -278,22 +163,11 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a result file holds: HDUs, parameters, settings, mask and findings."""
-    from dataclasses import asdict
-
-    from .product import summarise
-
     summary = summarise(file)
     if as_json:
         print(json.dumps(asdict(summary), indent=2))
-        return
-    out = Console()
-    out.print(_table("HDUs", ("name", "size", "type"), summary.hdus))
-    rows = [(n, f"{v:.8g}", f"{e:.2g}", u) for n, v, e, u in summary.parameters]
-    out.print(_table("Parameters", ("name", "value", "error", "unit"), rows))
-    out.print(_table("How it was made", ("name", "value"), list(summary.diagnostics.items())))
-    rows_flags = [(meaning, str(n)) for meaning, n in summary.flagged.items() if n]
-    out.print(_table("Pixels not used", ("why", "pixels"), rows_flags))
-    out.print(_table("Findings", ("level", "code", "message"), summary.findings))
+    else:
+        display.show_summary(summary)
 
 
 @app.command()
@@ -304,8 +178,6 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the simulated field.")] = 1,
 ) -> None:
     """Make two sample frames of a crowded field, subtract them, and say where to look."""
-    from .demo import run_demo
-
     run_demo(folder, seed, lambda arguments: app(arguments, standalone_mode=False))
 
 
@@ -319,23 +191,21 @@ def main() -> None:
         code = _fail(4, str(error))
     except PyTorchDIAError as error:
         code = _fail(3, str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         code = _fail(130, "Interrupted; nothing was left half written.")
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
     except Exception as error:  # the last resort: one sentence, not a traceback
+        if os.environ.get("PYTORCHDIA_DEBUG"):
+            raise
         code = _last_resort(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _last_resort(error: Exception) -> int:
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+    if isinstance(error, MemoryError) or "not enough memory" in str(error).lower():
         return _fail(3, f"There is not enough memory for this fit ({error}); use a smaller kernel.")
-    if os.environ.get("PYTORCHDIA_DEBUG"):
-        raise error
     return _fail(
         1,
         f"This is a defect of pytorchdia ({type(error).__name__}: {error}); please report it. Set "
@@ -343,8 +213,20 @@ def _last_resort(error: Exception) -> int:
     )
 
 
+@contextmanager
+def _progress(silent: bool) -> Iterator[Callable[[Step], None]]:
+    """A line on standard error that follows the solver; nothing where there is no terminal."""
+    if silent:
+        yield lambda step: None
+        return
+    with display.stderr.status("Reading frames ...", spinner="dots") as status:
+        yield lambda step: status.update(
+            f"Fitting: step {step.number}, loss {step.loss:.8g}, {step.goal}"
+        )
+
+
 def _fail(code: int, message: str) -> int:
-    _say.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    display.show_error(message)
     return code
 
 
@@ -356,123 +238,30 @@ def _stem(target: str) -> str:
 
 
 def _plane(path: str | None) -> Any:
-    """An auxiliary image (mask, variance, flat) as an array, or None."""
+    """An auxiliary image (mask, variance, flat) as an array with NaN at its bad pixels, or None."""
     if path is None:
         return None
-    from .io import as_frame
-
     frame = as_frame(path, saturation=float("inf"))
     data = frame.data.numpy().copy()
     data[frame.mask.numpy()] = float("nan")
     return data
 
 
-def _background(degree: int) -> Any:
-    from .background import PolynomialBackground
-
-    return PolynomialBackground(degree)
-
-
-def _same_grid(target: Frame, reference: Frame) -> None:
-    from .errors import ShapeError
-
-    if target.shape != reference.shape:
-        raise ShapeError(
-            f"The target is {target.shape[0]} x {target.shape[1]} pixels but the reference is "
-            f"{reference.shape[0]} x {reference.shape[1]}; register and trim them to one grid first."
-        )
-
-
 def _noise(
-    frame: Frame, variance: Any, flat: Any, em_gain: float | None, excess: float,
+    frame: Frame,
+    variance: str | None,
+    flat: str | None,
+    em_gain: float | None,
+    excess: float,
     offset: float | None,
-) -> tuple[NoiseModel, tuple[Any, ...]]:  # fmt: skip
-    from .measure import default_noise
-    from .noise import EMCCDNoise, FixedVariance
-
+) -> tuple[NoiseModel, tuple[Finding, ...]]:
     if variance is not None and em_gain is not None:
         raise InputError("Give either a variance image or an EMCCD gain, not both.")
     if variance is not None:
-        return FixedVariance(variance), ()
+        return FixedVariance(_plane(variance)), ()
     if em_gain is not None:
-        return EMCCDNoise(em_gain, excess, flat), ()
-    return default_noise(frame, flat=flat, offset=offset)
-
-
-def _as_json(result: Subtraction, written: list[Path]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    b = result.background
-    return {
-        "status": result.status.name,
-        "message": result.status.value,
-        "scale": result.scale,
-        "scale_error": result.scale_error,
-        "background": {
-            "exponents": b.exponents,
-            "coefficients": b.coefficients.tolist(),
-            "errors": b.errors.tolist(),
-        },
-        "diagnostics": result.diagnostics.as_dict(),
-        "settings": dict(result.settings),
-        "findings": [asdict(f) for f in result.findings],
-        "files": [str(path) for path in written],
-    }
-
-
-def _show(result: Subtraction, target: Frame, reference: Frame, written: list[Path]) -> None:
-    _say.print(_table("Used", ("what", "target", "reference"), _camera_rows(target, reference)))
-    skip = ("target", "reference")
-    rows = [(name, value) for name, value in result.settings.items() if name not in skip]
-    d = result.diagnostics
-    rows += [("device, dtype", f"{d.device}, {d.dtype}")]
-    rows += [("reference background", f"{d.reference_background:.6g} ADU taken off")]
-    _say.print(_table("Settings", ("what", "value"), rows))
-    b = result.background
-    outcome = [
-        ("status", result.status.value),
-        ("P", f"{result.scale:.7g} ± {result.scale_error:.2g}"),
-        *(
-            (f"background x^{m} y^{n}", f"{value:.6g} ± {error:.2g} ADU")
-            for (m, n), value, error in zip(b.exponents, b.coefficients, b.errors, strict=True)
-        ),
-        ("pixels used", f"{d.n_pixels} of {result.mask.size}"),
-        ("loss, steps", f"{d.loss:.4f}, {d.steps}"),
-        ("reduced chi-square", f"{d.reduced_chi_square:.4f}"),
-        ("residual scale on the sky", f"{d.residual_scale:.3f}"),
-        ("time", f"{d.seconds:.2f} s"),
-    ]
-    _say.print(_table("Result", ("what", "value"), outcome))
-    for finding in result.findings:
-        colour = "yellow" if finding.level == "warning" else "cyan"
-        _say.print(f"[{colour}]{finding.level}[/] {escape(finding.message)}", highlight=False)
-    for path in written:
-        _say.print(f"[green]wrote[/] {escape(str(path))}", soft_wrap=True, highlight=False)
-
-
-def _camera_rows(target: Frame, reference: Frame) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("frame", target.name, reference.name)]
-    rows.append(("size", *(f"{f.shape[0]} x {f.shape[1]}" for f in (target, reference))))
-    rows.append(("bad pixels", *(str(int(f.mask.sum())) for f in (target, reference))))
-    for name, unit in (
-        ("gain", "e-/ADU"), ("read_noise", "e-"), ("saturation", "ADU"), ("exposure", "s")
-    ):  # fmt: skip
-        cells = []
-        for frame in (target, reference):
-            value = getattr(frame.detector, name)
-            source = frame.detector.sources.get(name, "")
-            cells.append("unknown" if value is None else f"{value:.6g} {unit} ({source})")
-        rows.append((name.replace("_", " "), *cells))
-    return rows
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+        return EMCCDNoise(em_gain, excess, _plane(flat)), ()
+    return default_noise(frame, flat=_plane(flat), offset=offset)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,9 @@ def run_demo(folder: Path, seed: int, command: Callable[[list[str]], object]) ->
         field = make_field(seed)
         target, reference = _write_frames(field, folder)
     except OSError as error:
-        raise WriteError(f"The demo cannot write into {folder} ({error.strerror or error}).") from error
+        raise WriteError(
+            f"The demo cannot write into {folder} ({error.strerror or error})."
+        ) from error
     result, picture = folder / "difference.fits", folder / "difference.png"
     arguments = [
         "subtract", str(target), str(reference), "-o", str(result), "--plot", str(picture),
@@ -104,11 +106,11 @@ def run_demo(folder: Path, seed: int, command: Callable[[list[str]], object]) ->
     ]  # fmt: skip
     say.print(f"Running: pytorchdia {shlex.join(arguments)}", soft_wrap=True, highlight=False)
     command(arguments)
-    flux, error = _flux(result, field.variable)
+    flux, flux_error = _flux(result, field.variable)
     x, y = field.variable
     say.print(
         f"\nThe star at x = {x}, y = {y} was made brighter by {field.brightening:.0f} ADU; the "
-        f"difference holds {flux:.0f} ± {error:.0f} ADU within 8 pixels of it. The true P is "
+        f"difference holds {flux:.0f} ± {flux_error:.0f} ADU within 8 pixels of it. The true P is "
         f"{field.scale:g}.",
         highlight=False,
     )
@@ -118,14 +120,17 @@ def run_demo(folder: Path, seed: int, command: Callable[[list[str]], object]) ->
 
 def _with(stars: Stars, position: tuple[int, int], flux: float) -> Stars:
     return Stars(
-        np.append(stars.x, position[0]), np.append(stars.y, position[1]), np.append(stars.flux, flux)
+        np.append(stars.x, position[0]),
+        np.append(stars.y, position[1]),
+        np.append(stars.flux, flux),
     )
 
 
 def _expose(rng: np.random.Generator, image: FloatArray, exposures: int) -> FloatArray:
     """The mean of several exposures with the noise of eq 6, cut off at saturation."""
     sigma = np.sqrt((_READ_NOISE / _GAIN) ** 2 + image / _GAIN) / np.sqrt(exposures)
-    return np.minimum(image + sigma * rng.standard_normal(image.shape), _SATURATION)
+    exposed: FloatArray = np.minimum(image + sigma * rng.standard_normal(image.shape), _SATURATION)
+    return exposed
 
 
 def _write_frames(field: DemoField, folder: Path) -> tuple[Path, Path]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .arrays import Matrix, Params
 from .errors import Finding
 from .linalg import factorise
 from .objective import Objective
-from .types import Matrix, Params
 
 __all__ = ["Uncertainty", "fisher_information", "uncertainty", "validity_findings"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from .arrays import Flags, Image, Mask
 from .errors import Finding, ShapeError
-from .types import Flags, Image, Mask
 
 __all__ = ["Detector", "Flag", "Frame", "grow"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .errors import Finding, InputError
@@ -52,7 +52,7 @@ _ELECTRONS = {"e", "e-", "electron", "electrons", "photoelectron", "photoelectro
 _COUNTS = {"", "adu", "adus", "dn", "count", "counts", "ct", "cts"}
 
 # How the values of several amplifiers become one number.
-_COMBINE = {
+_COMBINE: dict[str, Callable[[list[float]], float]] = {
     "gain": lambda values: sum(values) / len(values),
     "read_noise": lambda values: sum(values) / len(values),
     "saturation": min,
@@ -103,7 +103,7 @@ def _look_up(
             findings.append(
                 Finding(
                     f"{name.replace('_', '-')}-unusable",
-                    f"The header has "
+                    "The header has "
                     + ", ".join(f"{key} = {value!r}" for key, value in present.items())
                     + ", which cannot be used; it was ignored.",
                     "warning",

@@ -11,6 +11,7 @@ and count for nothing in ``rmv`` and ``gram``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,11 +19,11 @@ import scipy.fft
 import torch
 from torch import Tensor
 
+from .arrays import Image, Kernel, Mask, Matrix, Params, Scalar
 from .background import PolynomialBackground
 from .errors import ShapeError
 from .frame import outside
 from .kernel import KernelModel
-from .types import Image, Kernel, Mask, Matrix, Params, Scalar
 
 __all__ = ["ImageModel"]
 
@@ -52,7 +53,9 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         if self.reference.ndim != 2:
-            raise ShapeError(f"The reference must be a 2-D image, got shape {self.reference.shape}.")
+            raise ShapeError(
+                f"The reference must be a 2-D image, got shape {self.reference.shape}."
+            )
         outside(self.shape, self.kernel.half_shape)  # raises if the kernel does not fit
 
     @property
@@ -109,9 +112,7 @@ class ImageModel:
         n_y, n_x = self.kernel.half_shape
         lags = corr.roll((n_y, n_x), dims=(0, 1))[:ky, :kx]
         terms = self._terms(image.dtype)
-        return torch.cat(
-            [self.kernel.coefficients(lags), torch.einsum("khw,hw->k", terms, image)]
-        )
+        return torch.cat([self.kernel.coefficients(lags), torch.einsum("khw,hw->k", terms, image)])
 
     def convolve(self, kernel: Kernel) -> Image:
         """R (x) K of eq 2, (h, w). Pixels of the border wrap around and mean nothing."""
@@ -141,18 +142,24 @@ class ImageModel:
             used = weight[rows, n_x : w - n_x]
             if not used.any():
                 continue
-            patches = reference[rows.start - n_y : rows.stop + n_y].unfold(0, ky, 1).unfold(1, kx, 1)
-            block = torch.empty(used.numel(), self.n_params, dtype=weight.dtype, device=weight.device)
+            patches = (
+                reference[rows.start - n_y : rows.stop + n_y].unfold(0, ky, 1).unfold(1, kx, 1)
+            )
+            block = torch.empty(
+                used.numel(), self.n_params, dtype=weight.dtype, device=weight.device
+            )
             self._fill(block, patches, terms[:, rows, n_x : w - n_x])
             gram += (block.T @ (block * used.reshape(-1, 1))).to(torch.float64)
         return 0.5 * (gram + gram.T)
 
     def _fill(self, block: Tensor, patches: Tensor, terms: Tensor) -> None:
         """Write the rows of A for one block: reference patches, then the background terms."""
-        ky, kx = self.kernel.shape
+        rows, columns, ky, kx = patches.shape
         n_k = self.kernel.n_params
-        view = block[:, :n_k].unflatten(0, patches.shape[:2])
-        view.unflatten(2, (ky, kx)).copy_(patches)
+        view = block.as_strided(
+            (rows, columns, ky, kx), (columns * self.n_params, self.n_params, kx, 1)
+        )
+        view.copy_(patches)
         block[:, n_k:] = terms.flatten(1).T
 
     def _background(self, coefficients: Params) -> Image:
@@ -177,7 +184,7 @@ class ImageModel:
             lambda: self.background.terms(self.shape, dtype, self.reference.device),
         )
 
-    def _cached(self, key: str, make) -> Tensor:  # type: ignore[no-untyped-def]
+    def _cached(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]

@@ -100,7 +100,9 @@ def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, An
         path, hdu = Path(match["path"]), match["hdu"]
         hdu = int(hdu) if hdu.isdigit() else hdu
     if not path.exists():
-        raise ReadError(f"There is no file {path}; check the path (the current folder is {Path.cwd()}).")
+        raise ReadError(
+            f"There is no file {path}; check the path (the current folder is {Path.cwd()})."
+        )
     if path.is_dir():
         raise ReadError(f"{path} is a folder; give the path of one FITS file.")
     try:
@@ -245,21 +247,18 @@ def _from_array(source: Any, given: Mapping[str, Any]) -> Frame:
     detector, findings = detector_from_header({}, given, unit)
     top = np.iinfo(source.dtype).max if _is_integer_array(source) else None
     frame = _assemble(values, "array", detector, findings, top, unit=unit)
-    return frame if mask is None else frame.flagged(
-        _mask_like(mask, frame.shape, "mask"), Flag.MASKED
+    return (
+        frame if mask is None else frame.flagged(_mask_like(mask, frame.shape, "mask"), Flag.MASKED)
     )
 
 
 def _regiven(frame: Frame, given: Mapping[str, Any]) -> Frame:
     if all(value is None for value in given.values()):
         return frame
-    detector, findings = detector_from_header(frame.meta, given, frame.unit)
-    kept = Detector(
-        *(
-            given[n] if given[n] is not None else getattr(frame.detector, n)
-            for n in ("gain", "read_noise", "saturation", "exposure")
-        ),
-        sources={**frame.detector.sources, **detector.sources},
+    detector, _ = detector_from_header({}, given, frame.unit)
+    numbers = {name: value for name in given if (value := getattr(detector, name)) is not None}
+    kept = replace(
+        frame.detector, **numbers, sources={**frame.detector.sources, **detector.sources}
     )
     frame = replace(frame, detector=kept)
     if given["saturation"] is not None:
@@ -355,9 +354,7 @@ def _numbers(source: Any, name: str) -> NDArray[np.float64]:
     """A fresh, native, C-ordered float64 copy with two axes."""
     array = np.asarray(source)
     if array.dtype == object or array.dtype.kind not in "biuf":
-        raise InputError(
-            f"The image of {name} has dtype {array.dtype}; it must hold real numbers."
-        )
+        raise InputError(f"The image of {name} has dtype {array.dtype}; it must hold real numbers.")
     if array.ndim > 2:
         array = array.squeeze()
     if array.ndim != 2 or 0 in array.shape:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .arrays import Kernel, Params
 from .errors import ShapeError
-from .types import Kernel, Params
 
 __all__ = ["DeltaKernel", "KernelModel", "gaussian_kernel"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .arrays import Image
 from .errors import InputError
-from .types import Image
 
 __all__ = ["Gaussian", "Huber", "Likelihood", "StudentT"]
 
@@ -32,7 +32,7 @@ class Likelihood(ABC):
     @property
     @abstractmethod
     def log_norm(self) -> float:
-        """ln of the integral of exp(-rho(z)) over z: the constant Q/N of eq 13-14."""
+        """Ln of the integral of exp(-rho(z)) over z: the constant Q/N of eq 13-14."""
 
     def nll(self, residual: Image, variance: Image) -> Image:
         """Negative log-likelihood of each pixel (eq 8 and 13, with its constant).
@@ -74,7 +74,9 @@ class Huber(Likelihood):
 
     def __post_init__(self) -> None:
         if not (self.c > 0 and math.isfinite(self.c)):
-            raise InputError(f"Huber needs a finite c > 0, got {self.c}; 1.345 is the usual choice.")
+            raise InputError(
+                f"Huber needs a finite c > 0, got {self.c}; 1.345 is the usual choice."
+            )
 
     def rho(self, z: Image) -> Image:
         a = z.abs()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .types import Matrix
+from .arrays import Matrix
 
 __all__ = ["Factor", "factorise"]
 

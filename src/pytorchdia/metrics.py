@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .types import Image, Mask
+from .arrays import Image, Mask
 
 __all__ = ["mean_fit_bias", "mean_fit_variance", "mean_squared_error", "robust_scale"]
 

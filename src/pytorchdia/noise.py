@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Image
 from .errors import NoiseModelError
-from .types import Image
 
 __all__ = ["CCDNoise", "EMCCDNoise", "FixedVariance", "NoiseModel"]
 
@@ -160,15 +160,15 @@ def _positive_image(name: str, values: Any) -> Tensor | None:
         return None
     if not isinstance(values, Tensor):
         values = torch.from_numpy(np.array(values, dtype=np.float64))
-    values = values.to(torch.float64)
-    bad = ~((values > 0) & torch.isfinite(values))
+    image: Tensor = values.to(torch.float64)
+    bad = ~((image > 0) & torch.isfinite(image))
     if bad.any():
         raise NoiseModelError(
             f"The {name} has {int(bad.sum())} of {bad.numel()} values that are not positive and "
-            f"finite (the least is {float(values.nan_to_num(nan=-torch.inf).min()):g}); mask those "
+            f"finite (the least is {float(image.nan_to_num(nan=-torch.inf).min()):g}); mask those "
             "pixels and give them any positive value."
         )
-    return values
+    return image
 
 
 def _like(values: Tensor, model: Image, name: str) -> Tensor:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import torch
 
+from .arrays import Image, Mask, Matrix, Params, Scalar
 from .image_model import ImageModel
 from .likelihood import Likelihood
 from .noise import NoiseModel
 from .penalty import Penalty
-from .types import Image, Mask, Matrix, Params, Scalar
 
 __all__ = ["Objective", "PixelTerms"]
 
@@ -107,7 +107,7 @@ class Objective:
         )
 
     def gradient(self, theta: Params, terms: PixelTerms) -> Params:
-        """d loss / d theta = A' g + 2 N Q theta, float64."""
+        """D loss / d theta = A' g + 2 N Q theta, float64."""
         gradient = self.model.rmv(terms.gradient)
         if self.penalty_matrix is not None:
             gradient = gradient + 2.0 * self.penalty_matrix @ theta

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .arrays import Matrix
 from .errors import InputError
 from .kernel import KernelModel
-from .types import Matrix
 
 __all__ = ["LaplacianPenalty", "Penalty"]
 

@@ -10,14 +10,13 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from .errors import WriteError
 from .product import check_writable
 
 if TYPE_CHECKING:
     from .frame import Frame
-    from .subtract import Subtraction
+    from .subtraction import Subtraction
 
 __all__ = ["draw", "save"]
 
@@ -135,5 +134,3 @@ def _text(axes: Any, result: Subtraction) -> None:
 
 def _with_bad(name: str) -> Any:
     return colormaps[name].with_extremes(bad="#bbbbbb")
-
-

@@ -20,7 +20,7 @@ from .errors import ReadError, WriteError
 from .frame import Flag
 
 if TYPE_CHECKING:
-    from .subtract import Subtraction
+    from .subtraction import Subtraction
 
 __all__ = ["Summary", "check_writable", "summarise", "to_ccddata", "write"]
 
@@ -34,7 +34,7 @@ _STORAGE = (
 
 
 def write(result: Subtraction, path: Path, overwrite: bool = False) -> Path:
-    """Write ``result`` to ``path``; see :meth:`pytorchdia.subtract.Subtraction.write`.
+    """Write ``result`` to ``path``; see :meth:`pytorchdia.Subtraction.write`.
 
     The HDUs are the difference (primary), VARIANCE, MASK, MODEL, KERNEL, KERNEL_COV, PARAMETERS,
     DIAGNOSTICS and FINDINGS.
@@ -70,11 +70,13 @@ def check_writable(path: Path, overwrite: bool) -> None:
     if not folder.is_dir():
         raise WriteError(f"There is no folder {folder} to write {path.name} into; create it first.")
     if not os.access(folder, os.W_OK):
-        raise WriteError(f"The folder {folder} is not writable; choose another one for {path.name}.")
+        raise WriteError(
+            f"The folder {folder} is not writable; choose another one for {path.name}."
+        )
 
 
 def to_ccddata(result: Subtraction) -> CCDData:
-    """The difference as CCDData; see :meth:`pytorchdia.subtract.Subtraction.to_ccddata`."""
+    """The difference as CCDData; see :meth:`pytorchdia.Subtraction.to_ccddata`."""
     unit = result.unit or "adu"
     return CCDData(
         result.difference,
@@ -96,7 +98,10 @@ def _hdus(result: Subtraction) -> fits.HDUList:
     header.extend(world, unique=True)
     variance_header = fits.Header(world, copy=True)
     unit = result.unit or "adu"
-    variance_header["BUNIT"] = (f"{unit}2" if unit.isalpha() else f"({unit})^2", "infinite = no data")
+    variance_header["BUNIT"] = (
+        f"{unit}2" if unit.isalpha() else f"({unit})^2",
+        "infinite = no data",
+    )
     mask_header = fits.Header(world, copy=True)
     for flag in Flag:
         bit = int(flag).bit_length() - 1
@@ -160,7 +165,7 @@ def _own_cards(result: Subtraction) -> list[tuple[str, Any, str]]:
 
 
 def _history(result: Subtraction) -> list[str]:
-    lines = [f"pytorchdia: difference = target - (reference (x) kernel + background)"]
+    lines = ["pytorchdia: difference = target - (reference (x) kernel + background)"]
     lines += [f"pytorchdia: {name}: {value}" for name, value in result.settings.items()]
     return lines + [f"pytorchdia: {finding}" for finding in result.findings]
 
@@ -174,7 +179,9 @@ def _parameters(result: Subtraction) -> Table:
         (f"b_{m}{n}", float(value), float(error), unit)
         for (m, n), value, error in zip(b.exponents, b.coefficients, b.errors, strict=True)
     ]
-    errors = np.sqrt(np.clip(np.diag(result.kernel_covariance), 0, None)).reshape(result.kernel.shape)
+    errors = np.sqrt(np.clip(np.diag(result.kernel_covariance), 0, None)).reshape(
+        result.kernel.shape
+    )
     rows += [
         (f"K[{i - n_y:+d},{j - n_x:+d}]", float(result.kernel[i, j]), float(errors[i, j]), "")
         for i, j in np.ndindex(result.kernel.shape)

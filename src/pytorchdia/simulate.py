@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
-__all__ = ["SimulatedPair", "Stars", "draw_stars", "render_gaussian", "render_moffat", "simulate_pair"]
+__all__ = [
+    "SimulatedPair",
+    "Stars",
+    "draw_stars",
+    "render_gaussian",
+    "render_moffat",
+    "simulate_pair",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -69,9 +76,7 @@ class SimulatedPair:
     snr: float
 
 
-def draw_stars(
-    rng: np.random.Generator, shape: tuple[int, int], log_density: float
-) -> Stars:
+def draw_stars(rng: np.random.Generator, shape: tuple[int, int], log_density: float) -> Stars:
     """Stars as in section 3.1 (ii)-(iii), the brightest one moved to the centre.
 
     Parameters

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arrays import Params
 from ..errors import InputError, Status
 from ..objective import Objective
-from ..types import Params
 from .base import OnStep, Solution, Solver, Step, flat_start, gaussian_start
 
 __all__ = ["AdamLBFGS"]
@@ -103,7 +103,7 @@ class _Descent:
         change = o.tol_change
         if change is None:
             change = 1e-8 if self.objective.dtype == torch.float32 else 1e-12
-        flattened = self.descend(lambda: lbfgs.step(self.closure), change, o.max_lbfgs)
+        flattened = self.descend(lambda: self.lbfgs_step(lbfgs), change, o.max_lbfgs)
         with torch.no_grad():
             self.closure_value()
         loss, theta = self.best
@@ -129,6 +129,10 @@ class _Descent:
             previous = loss
         return False
 
+    def lbfgs_step(self, lbfgs: torch.optim.LBFGS) -> Tensor:
+        loss: Tensor = lbfgs.step(self.closure)  # type: ignore[no-untyped-call]
+        return loss
+
     def largest_gradient(self) -> float:
         grads = [p.grad for p in (self.kernel, self.background) if p.grad is not None]
         return max((float(g.abs().max()) for g in grads), default=math.inf)
@@ -136,7 +140,7 @@ class _Descent:
     def closure(self) -> Tensor:
         self.kernel.grad = self.background.grad = None
         loss = self.closure_value()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     def closure_value(self) -> Tensor:

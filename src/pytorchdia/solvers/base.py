@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arrays import Kernel, Mask, Params
 from ..errors import Finding, Status
 from ..kernel import gaussian_kernel
 from ..objective import Objective
-from ..types import Kernel, Mask, Params
 
 __all__ = ["OnStep", "Solution", "Solver", "Step", "flat_start", "gaussian_start"]
 

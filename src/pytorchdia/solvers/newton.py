@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arrays import Params
 from ..errors import Finding, Status
 from ..linalg import Factor, factorise
 from ..objective import Objective, PixelTerms
-from ..types import Params
 from .base import OnStep, Solution, Solver, Step, flat_start
 
 __all__ = ["Newton"]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..arrays import Params
 from ..errors import Finding, InputError, Status
 from ..likelihood import Gaussian
 from ..linalg import factorise
 from ..objective import Objective
-from ..types import Params
 from .base import OnStep, Solution, Solver, Step
 
 __all__ = ["NormalEquations"]
@@ -63,9 +63,7 @@ class NormalEquations(Solver):
             weight = torch.where(objective.use, 1.0 / variance, 0.0)
             factor = factorise(objective.hessian(weight, torch.float64))
             if factor is None:
-                return Solution(
-                    theta, Status.NOT_FINITE, math.inf, number, number, None, None, ()
-                )
+                return Solution(theta, Status.NOT_FINITE, math.inf, number, number, None, None, ())
             jitter = max(jitter, factor.jitter)
             rhs = objective.model.rmv(weight * objective.target)
             theta = factor.solve(rhs)

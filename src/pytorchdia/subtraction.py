@@ -1,0 +1,180 @@
+"""What a subtraction returns: images, kernel, error bars, and what should be known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import product
+from .errors import Finding, Status
+
+if TYPE_CHECKING:
+    from astropy.nddata import CCDData
+
+__all__ = ["Background", "Diagnostics", "Subtraction"]
+
+FloatImage = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Background:
+    """The fitted differential background (eq 18).
+
+    Attributes
+    ----------
+    coefficients, errors : ndarray
+        b_mn [ADU] and their 1-sigma errors, in the order of ``exponents``.
+    exponents : list of (int, int)
+        (m, n): powers of the normalised x and y.
+    image : ndarray
+        B(x, y) [ADU], (h, w).
+    """
+
+    coefficients: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    exponents: list[tuple[int, int]]
+    image: FloatImage = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Numbers about the fit.
+
+    Attributes
+    ----------
+    loss : float
+        The objective at the solution, in units of ln likelihood.
+    steps, evaluations : int
+        Solver steps, and computations of the model image.
+    decrement : float or None
+        Predicted drop of the loss by one more Newton step; None if the solver does not know it.
+    mfb, mfv : float
+        Mean fit bias and variance of the normalised residuals (eq 29, 30), with the noise model at
+        the solution in place of the true noise.
+    reduced_chi_square : float
+        Sum of squared normalised residuals over (pixels - parameters).
+    residual_scale : float
+        Robust scale (1.4826 MAD) of difference / sqrt(variance) over the darker half of the used
+        pixels; 1 if the error map is right.
+    n_pixels, n_parameters : int
+        Pixels used (N_data) and parameters fitted.
+    reference_background : float
+        Level [ADU] taken off the reference before the fit.
+    reference_noise : bool
+        Whether the variance of the difference holds the reference's noise.
+    seconds : float
+        Wall time of the fit and its error bars.
+    device, dtype : str
+    """
+
+    loss: float
+    steps: int
+    evaluations: int
+    decrement: float | None
+    mfb: float
+    mfv: float
+    reduced_chi_square: float
+    residual_scale: float
+    n_pixels: int
+    n_parameters: int
+    reference_background: float
+    reference_noise: bool
+    seconds: float
+    device: str
+    dtype: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Subtraction:
+    """A difference image and everything that was learnt on the way.
+
+    Images are full size, (h, w). Where ``mask`` is True the fit did not look. Where there is no
+    data at all (a NaN target, a border, a bad reference pixel under the kernel) ``difference`` is
+    0 and ``variance`` is infinite, so that a weight of 1 / variance is right without the mask.
+
+    Attributes
+    ----------
+    difference : ndarray
+        D = I - M [ADU].
+    variance : ndarray
+        Variance of the difference [ADU^2]: the target's noise at the model (eq 6 or 7) plus the
+        reference's noise through the kernel, if that is known.
+    mask : ndarray of bool
+        True = not used by the fit.
+    flags : ndarray of int16
+        Why: bits of :class:`~pytorchdia.frame.Flag`.
+    model : ndarray
+        M = R (x) K + B [ADU]; 0 where it is not defined.
+    kernel : ndarray
+        K_lm, (ky, kx), element ``[n_y + l, n_x + m]`` (eq 2).
+    kernel_covariance : ndarray
+        Covariance of ``kernel.ravel()``, (ky kx, ky kx) (eq 16).
+    covariance : ndarray
+        Covariance of all parameters, kernel first, (p, p).
+    scale, scale_error : float
+        P (eq 3), and its error sqrt(1' C 1) with all covariances.
+    background : Background
+    status : Status
+        How the fit ended.
+    findings : tuple of Finding
+        What the user should know.
+    diagnostics : Diagnostics
+    settings : Mapping
+        What was used, as text.
+    header, wcs
+        The target's, unread.
+    unit : str
+        The target's unit.
+    """
+
+    difference: FloatImage
+    variance: FloatImage
+    mask: NDArray[np.bool_]
+    flags: NDArray[np.int16]
+    model: FloatImage
+    kernel: NDArray[np.float64]
+    kernel_covariance: NDArray[np.float64] = field(repr=False)
+    covariance: NDArray[np.float64] = field(repr=False)
+    scale: float
+    scale_error: float
+    background: Background
+    status: Status
+    findings: tuple[Finding, ...]
+    diagnostics: Diagnostics
+    settings: Mapping[str, str]
+    header: Mapping[str, Any] = field(repr=False)
+    wcs: Any = field(repr=False)
+    unit: str = ""
+
+    @property
+    def error(self) -> FloatImage:
+        """Standard deviation of the difference [ADU], infinite where there is no data."""
+        return np.sqrt(self.variance)
+
+    @property
+    def significance(self) -> FloatImage:
+        """Difference / error, 0 where there is no data."""
+        return self.difference / self.error
+
+    def write(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write one multi-extension FITS file, whole or not at all.
+
+        Raises
+        ------
+        WriteError
+            The file exists and ``overwrite`` is False, or it cannot be written.
+        """
+        return product.write(self, Path(path), overwrite=overwrite)
+
+    def to_ccddata(self) -> CCDData:
+        """The difference as CCDData with its variance, mask, flags, unit, WCS and header."""
+        return product.to_ccddata(self)
