@@ -11,7 +11,7 @@ from .arrays import Matrix
 
 __all__ = ["Factor", "factorise"]
 
-_JITTERS = (0.0, 1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
+_JITTERS = (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Factor:
 
 
 def factorise(matrix: Matrix, max_jitter: float = 1e-6) -> Factor | None:
-    """Factor ``matrix`` (float64), with the least jitter that makes it positive definite.
+    """Factor ``matrix`` (float64), with the least jitter that makes it safely positive definite.
+
+    A pivot within rounding of zero counts as zero: what it divides would be noise.
 
     Returns None if the matrix is not finite, has a diagonal element that is not positive, or needs
     more than ``max_jitter`` (relative to the unit diagonal of the scaled matrix).
@@ -50,6 +52,7 @@ def factorise(matrix: Matrix, max_jitter: float = 1e-6) -> Factor | None:
         lower, info = torch.linalg.cholesky_ex(
             scaled + jitter * torch.eye(len(scale), dtype=scaled.dtype, device=scaled.device)
         )
-        if int(info) == 0 and torch.isfinite(lower).all():
+        pivot = lower.diagonal().min() ** 2
+        if int(info) == 0 and pivot > len(scale) * torch.finfo(lower.dtype).eps:
             return Factor(lower, scale, jitter)
     return None

@@ -92,3 +92,15 @@ def _start(objective: Objective, kernel: Kernel) -> Params:
     background[0] = objective.target[objective.use].median()
     coefficients = model.kernel.coefficients(kernel)
     return torch.cat([coefficients, background]).to(objective.target.device)
+
+
+def singular_finding(jitter: float) -> Finding:
+    """What to say when ``jitter`` times its diagonal had to be added to the normal matrix."""
+    return Finding(
+        "jitter",
+        f"The normal matrix is singular to working precision; a ridge of {jitter:.0e} of its "
+        "diagonal was added. The data do not determine every kernel pixel (the reference holds "
+        "nothing at high frequencies, or the kernel box is too large): single pixels and their "
+        "errors mean little, though P and the difference do. Try a smaller kernel or a penalty.",
+        "warning",
+    )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..arrays import Params
+from ..arrays import Image, Params
 from ..errors import Finding, Status
 from ..linalg import Factor, factorise
 from ..objective import Objective, PixelTerms
-from .base import OnStep, Solution, Solver, Step, flat_start
+from .base import OnStep, Solution, Solver, Step, flat_start, singular_finding
 
 __all__ = ["Newton"]
 
@@ -32,7 +33,8 @@ class Newton(Solver):
     the flat kernel to the weighted least squares solution with the target's own variances (the
     first round of Bramich 2008), from where few Newton steps remain. Parameters, gradient and loss are float64; the normal
     matrix is computed in the dtype of the objective, and again in float64 where that is too coarse
-    to be factored.
+    to be factored. If it is singular even then, the least ridge that helps (1e-12 of its diagonal
+    or more) is added to the objective, and reported.
 
     Parameters
     ----------
@@ -55,149 +57,149 @@ class Newton(Solver):
         return run.solve(flat_start(objective), least_squares_first=True)
 
 
+class _Point(NamedTuple):
+    theta: Params
+    terms: PixelTerms
+
+
 class _Run:
-    """One descent: the point, its derivatives, and the factor in use."""
+    """One descent: the factor of the Hessian in use, and what had to be done to it."""
 
     def __init__(self, options: Newton, objective: Objective, on_step: OnStep | None) -> None:
         self.options = options
         self.objective = objective
         self.on_step = on_step
         self.evaluations = 0
-        self.jitter = 0.0
         self.refined = False
+        self.jitter = 0.0
+        self.ridge = torch.zeros(
+            objective.model.n_params, dtype=torch.float64, device=objective.target.device
+        )
 
     def solve(self, theta: Params, least_squares_first: bool) -> Solution:
-        terms, loss = self.evaluate(theta)
+        point, steps = self.at(theta), 0
+        if least_squares_first and math.isfinite(self.loss(point)):
+            self.report(0, point, math.inf)
+            point, steps = self.least_squares_step(point)
         factor: Factor | None = None
-        previous = decrement = math.inf
-        first = 0
-        if least_squares_first and math.isfinite(loss):
-            self.report(0, loss, math.inf)
-            moved = self.least_squares_step(theta, loss)
-            if moved is not None:
-                (theta, terms, loss), first = moved, 1
-        for steps in range(first, self.options.max_steps + 1):
-            if not math.isfinite(loss):
-                return self.finish(theta, Status.NOT_FINITE, loss, steps, None)
-            gradient = self.objective.gradient(theta, terms)
-            if factor is not None:
-                decrement = _decrement(gradient, factor)
-            if factor is None or decrement > max(_CHORD_DROP * previous, self.options.tol):
-                factor = self.curvature(terms)
-                if factor is None:
-                    return self.finish(theta, Status.NOT_FINITE, loss, steps, None)
-                decrement = _decrement(gradient, factor)
-            self.report(steps, loss, decrement)
-            if decrement <= self.options.tol:
-                theta, loss, decrement = self.polish(theta, gradient, factor, loss, decrement)
-                return self.finish(theta, Status.CONVERGED, loss, steps, decrement)
-            if steps == self.options.max_steps:
+        previous = math.inf
+        while math.isfinite(self.loss(point)):
+            kept = factor
+            factor = kept or self.curvature(point.terms)
+            if factor is None:
                 break
-            moved = self.line_search(theta, factor.solve(gradient), loss, decrement)
-            if moved is None:
-                # Below the rounding of the sum there is nothing left to gain.
-                small = decrement <= 1e-12 * abs(loss) + self.options.tol
-                status = Status.CONVERGED if small else Status.STALLED
-                return self.finish(theta, status, loss, steps, decrement)
-            theta, terms, loss = moved
-            previous = decrement
-        return self.finish(theta, Status.MAX_STEPS, loss, self.options.max_steps, decrement)
+            gradient = self.gradient(point)
+            decrement = _decrement(gradient, factor)
+            if kept and decrement > max(_CHORD_DROP * previous, self.options.tol):
+                factor = None  # it converges too slowly with the old one
+                continue
+            self.report(steps, point, decrement)
+            if decrement <= self.options.tol:
+                point, decrement = self.polish(point, gradient, factor, decrement)
+                return self.finish(point, Status.CONVERGED, steps, decrement)
+            if steps == self.options.max_steps:
+                return self.finish(point, Status.MAX_STEPS, steps, decrement)
+            lower = self.line_search(point, factor.solve(gradient), decrement)
+            if lower is None:
+                return self.finish(point, Status.STALLED, steps, decrement)
+            point, previous, steps = lower, decrement, steps + 1
+        return self.finish(point, Status.NOT_FINITE, steps, None)
 
-    def evaluate(self, theta: Params) -> tuple[PixelTerms, float]:
+    def at(self, theta: Params) -> _Point:
         self.evaluations += 1
-        terms = self.objective.pixel_terms(self.objective.model.mv(theta))
-        return terms, self.objective.total(theta, terms)
+        return _Point(theta, self.objective.pixel_terms(self.objective.model.mv(theta)))
+
+    def loss(self, point: _Point) -> float:
+        ridge = 0.5 * float(self.ridge @ point.theta**2)
+        return self.objective.total(point.theta, point.terms) + ridge
+
+    def gradient(self, point: _Point) -> Tensor:
+        return self.objective.gradient(point.theta, point.terms) + self.ridge * point.theta
 
     def curvature(self, terms: PixelTerms) -> Factor | None:
-        """A factor of the Hessian or of the nearest safe matrix: exact h, |h|, and then jitter."""
-        exact = [terms.curvature]
+        """A factor of the Hessian or of the nearest safe matrix: exact h, |h|, and then a ridge."""
+        candidates = [terms.curvature]
         if (terms.curvature < 0).any():
-            exact.append(terms.curvature.abs())
-        fast, full = self.objective.dtype, torch.float64
-        for max_jitter in (0.0, 1e-6):
-            for curvature in exact:
-                for dtype in dict.fromkeys((fast, full)):
-                    if max_jitter and dtype != full:
-                        continue  # coarse products are no reason to add jitter
-                    factor = factorise(self.objective.hessian(curvature, dtype), max_jitter)
-                    if factor is not None:
-                        self.refined |= dtype != fast
-                        self.jitter = max(self.jitter, factor.jitter)
-                        return factor
-        return None
+            candidates.append(terms.curvature.abs())
+        for curvature in candidates:
+            for dtype in dict.fromkeys((self.objective.dtype, torch.float64)):
+                factor = self.factorise(curvature, dtype, max_jitter=0.0)
+                if factor is not None:
+                    return factor
+        return self.factorise(candidates[-1], torch.float64, max_jitter=1e-6)
 
-    def least_squares_step(
-        self, theta: Params, loss: float
-    ) -> tuple[Params, PixelTerms, float] | None:
+    def factorise(self, weight: Image, dtype: torch.dtype, max_jitter: float) -> Factor | None:
+        """Factor A' diag(weight) A; jitter that it needs stays in the objective as a ridge."""
+        matrix = self.objective.hessian(weight, dtype) + torch.diag(self.ridge)
+        factor = factorise(matrix, max_jitter)
+        if factor is not None:
+            self.refined |= dtype != self.objective.dtype
+            self.jitter = max(self.jitter, factor.jitter)
+            self.ridge = self.ridge + factor.jitter * matrix.diagonal()
+        return factor
+
+    def least_squares_step(self, point: _Point) -> tuple[_Point, int]:
         """To the least squares solution with 1/sigma^2(I) as weights, if that lowers the loss."""
         o = self.objective
         weight = torch.where(o.use, 1.0 / o.variance(o.target), 0.0)
-        factor = factorise(o.hessian(weight))
+        factor = self.factorise(weight, o.dtype, 0.0) or self.factorise(weight, torch.float64, 1e-6)
         if factor is None:
-            return None
-        theta = factor.solve(o.model.rmv(weight * o.target))
-        terms, new_loss = self.evaluate(theta)
-        return (theta, terms, new_loss) if new_loss < loss else None
+            return point, 0
+        there = self.at(factor.solve(o.model.rmv(weight * o.target)))
+        return (there, 1) if self.loss(there) < self.loss(point) else (point, 0)
 
-    def line_search(
-        self, theta: Params, step: Tensor, loss: float, decrement: float
-    ) -> tuple[Params, PixelTerms, float] | None:
-        t = 1.0
+    def line_search(self, point: _Point, step: Tensor, decrement: float) -> _Point | None:
+        loss, t = self.loss(point), 1.0
         for _ in range(25):
-            trial = theta - t * step
-            terms, trial_loss = self.evaluate(trial)
+            trial = self.at(point.theta - t * step)
             rounding = 1e-14 * abs(loss)
-            if trial_loss <= loss - _ARMIJO * t * 2.0 * decrement + rounding:
-                return trial, terms, trial_loss
+            if self.loss(trial) <= loss - _ARMIJO * t * 2.0 * decrement + rounding:
+                return trial
             t *= 0.5
         return None
 
     def polish(
-        self, theta: Params, gradient: Tensor, factor: Factor, loss: float, decrement: float
-    ) -> tuple[Params, float, float]:
-        """Repeat the last step with the same factor until rounding stops it: iterative refinement."""
+        self, point: _Point, gradient: Tensor, factor: Factor, decrement: float
+    ) -> tuple[_Point, float]:
+        """Repeat the last step with the same factor until rounding stops it."""
         for _ in range(_POLISH):
-            trial = theta - factor.solve(gradient)
-            terms, trial_loss = self.evaluate(trial)
-            gradient = self.objective.gradient(trial, terms)
+            trial = self.at(point.theta - factor.solve(gradient))
+            gradient = self.gradient(trial)
             smaller = _decrement(gradient, factor)
             if not smaller < 0.5 * decrement:
                 break
-            theta, loss, decrement = trial, trial_loss, smaller
-        return theta, loss, decrement
+            point, decrement = trial, smaller
+        return point, decrement
 
-    def report(self, number: int, loss: float, decrement: float) -> None:
+    def report(self, number: int, point: _Point, decrement: float) -> None:
         if self.on_step is not None:
             goal = f"decrement {decrement:.1e}, goal {self.options.tol:.0e}"
-            self.on_step(Step(number, loss, goal))
+            self.on_step(Step(number, self.loss(point), goal))
 
     def finish(
-        self, theta: Params, status: Status, loss: float, steps: int, decrement: float | None
+        self, point: _Point, status: Status, steps: int, decrement: float | None
     ) -> Solution:
-        findings = []
-        if self.jitter:
-            findings.append(
-                Finding(
-                    "jitter",
-                    f"The normal matrix is singular to working precision; {self.jitter:.0e} of its "
-                    "diagonal was added. Some kernel pixels are not determined by the data (a "
-                    "reference without noise at high frequencies, or a kernel box that is too "
-                    "large): their values and errors mean little, though P and the difference "
-                    "do. Try a smaller kernel or a penalty.",
-                    "warning",
-                )
-            )
-        elif self.refined:
-            findings.append(
-                Finding(
-                    "float64-matrix",
-                    f"The normal matrix was too close to singular for {self.objective.dtype} and "
-                    "was computed in float64.",
-                )
-            )
         return Solution(
-            theta, status, loss, steps, self.evaluations, decrement, None, tuple(findings)
+            point.theta,
+            status,
+            self.objective.total(point.theta, point.terms),
+            steps,
+            self.evaluations,
+            decrement,
+            findings=self.findings(),
         )
+
+    def findings(self) -> tuple[Finding, ...]:
+        if self.jitter:
+            return (singular_finding(self.jitter),)
+        if self.refined:
+            finding = Finding(
+                "float64-matrix",
+                f"The normal matrix was too close to singular for {self.objective.dtype} and was "
+                "computed in float64.",
+            )
+            return (finding,)
+        return ()
 
 
 def _decrement(gradient: Tensor, factor: Factor) -> float:

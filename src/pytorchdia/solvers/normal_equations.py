@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..arrays import Params
-from ..errors import Finding, InputError, Status
+from ..errors import InputError, Status
 from ..likelihood import Gaussian
 from ..linalg import factorise
 from ..objective import Objective
-from .base import OnStep, Solution, Solver, Step
+from .base import OnStep, Solution, Solver, Step, singular_finding
 
 __all__ = ["NormalEquations"]
 
 
 @dataclass(frozen=True)
 class NormalEquations(Solver):
-    """Solve (A'WA + N Q 2/2) theta = A'W I with W = 1/sigma^2 held fixed, and repeat.
+    """Solve (A'WA + 2 N Q) theta = A'W I with W = 1/sigma^2 held fixed, and repeat.
 
     The variances come from the target itself at first and from the model of the round before
     afterwards. On the last rounds pixels further than ``k_sigma`` from the model are left out. This
@@ -78,22 +78,9 @@ class NormalEquations(Solver):
             self.iterations,
             self.iterations,
             clipped=clipped if bool(clipped.any()) else None,
-            findings=_findings(jitter),
+            findings=(singular_finding(jitter),) if jitter else (),
         )
 
 
 def _without(objective: Objective, pixels: torch.Tensor) -> Objective:
     return replace(objective, use=objective.use & ~pixels)
-
-
-def _findings(jitter: float) -> tuple[Finding, ...]:
-    if not jitter:
-        return ()
-    return (
-        Finding(
-            "jitter",
-            f"The normal matrix is singular to working precision; {jitter:.0e} of its diagonal was "
-            "added. Try a smaller kernel or a penalty.",
-            "warning",
-        ),
-    )

@@ -1,0 +1,208 @@
+"""The three solvers, one by one and against each other."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pytorchdia import (
+    AdamLBFGS,
+    CCDNoise,
+    DeltaKernel,
+    EMCCDNoise,
+    FixedVariance,
+    Gaussian,
+    Huber,
+    InputError,
+    LaplacianPenalty,
+    Newton,
+    NormalEquations,
+    PolynomialBackground,
+    Status,
+    StudentT,
+)
+from pytorchdia.image_model import ImageModel
+from pytorchdia.linalg import factorise
+from pytorchdia.objective import Objective
+from pytorchdia.simulate import simulate_pair
+from pytorchdia.solvers import flat_start, gaussian_start
+from pytorchdia.testing import example_objective
+
+NOISES = {
+    "ccd": lambda p: CCDNoise(5.0),
+    "emccd": lambda p: EMCCDNoise(1.0),
+    "fixed": lambda p: FixedVariance(p.target_sigma**2),
+    "sum": lambda p: CCDNoise(5.0) + FixedVariance(10.0),
+}
+LIKELIHOODS = {"gaussian": Gaussian(), "huber": Huber(), "student": StudentT()}
+
+
+def objective_of(pair, noise, likelihood=Gaussian(), *, size=7, degree=0, dtype=torch.float64):
+    reference = torch.from_numpy(pair.reference - np.median(pair.reference))
+    model = ImageModel(reference, DeltaKernel(size), PolynomialBackground(degree))
+    target = torch.from_numpy(pair.target)
+    return Objective(model, target, model.valid, noise, likelihood, None, dtype)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+@pytest.mark.parametrize("make_noise", NOISES.values(), ids=NOISES)
+def test_newton_and_adam_lbfgs_agree_in_loss_and_scale(make_noise, likelihood):
+    pair = simulate_pair(11, (70, 62))
+    o = objective_of(pair, make_noise(pair), likelihood)
+    newton, descent = Newton().solve(o), AdamLBFGS().solve(o)
+    assert newton.status is Status.CONVERGED
+    assert descent.status is Status.CONVERGED
+    assert newton.loss <= descent.loss + 1e-9
+    assert descent.loss == pytest.approx(newton.loss, abs=1e-3)
+    assert float(o.model.scale(descent.theta)) == pytest.approx(
+        float(o.model.scale(newton.theta)), abs=1e-3
+    )
+
+
+def test_all_three_agree_where_the_variance_is_fixed_and_the_noise_gaussian():
+    pair = simulate_pair(12, (70, 62))
+    o = objective_of(pair, FixedVariance(pair.target_sigma**2), degree=1)
+    newton, equations = Newton().solve(o), NormalEquations().solve(o)
+    torch.testing.assert_close(equations.theta, newton.theta, rtol=1e-9, atol=1e-9)
+    assert equations.loss == pytest.approx(newton.loss, abs=1e-7)
+    descent = AdamLBFGS().solve(o)
+    assert descent.loss == pytest.approx(newton.loss, abs=1e-3)
+
+
+def test_normal_equations_come_close_where_the_variance_follows_the_model():
+    # Fixed weights and ln sigma make two estimators; they differ by far less than the error bar.
+    pair = simulate_pair(13, (70, 62))
+    o = objective_of(pair, CCDNoise(5.0))
+    newton, equations = Newton().solve(o), NormalEquations().solve(o)
+    assert newton.loss <= equations.loss <= newton.loss + 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_newton_ends_at_a_point_where_the_gradient_vanishes(dtype):
+    pair = simulate_pair(14, (70, 62))
+    o = objective_of(pair, CCDNoise(5.0), dtype=dtype)
+    solution = Newton().solve(o)
+    gradient = o.gradient(solution.theta, o.pixel_terms(o.model.mv(solution.theta)))
+    start = flat_start(o)
+    before = o.gradient(start, o.pixel_terms(o.model.mv(start)))
+    assert float(gradient.norm()) < 1e-9 * float(before.norm())
+    assert solution.decrement < 1e-6
+
+
+def test_precision_of_the_matrix_does_not_move_the_answer():
+    pair = simulate_pair(15, (70, 62))
+    coarse, fine = (
+        Newton().solve(objective_of(pair, CCDNoise(5.0), Huber(), dtype=d))
+        for d in (torch.float32, torch.float64)
+    )
+    torch.testing.assert_close(coarse.theta, fine.theta, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("start", [flat_start, lambda o: gaussian_start(o, 1.3)])
+def test_newton_from_a_given_start_finds_the_same_minimum(start):
+    pair = simulate_pair(16, (70, 62))
+    o = objective_of(pair, CCDNoise(5.0))
+    default, given = Newton().solve(o), Newton().solve(o, theta0=start(o))
+    assert given.status is Status.CONVERGED
+    torch.testing.assert_close(given.theta, default.theta, rtol=1e-8, atol=1e-8)
+
+
+def with_outliers(pair, rng, share=0.01):
+    hit = rng.uniform(size=pair.target.shape) < share
+    return dataclasses.replace(pair, target=pair.target + 5e4 * hit), hit
+
+
+@pytest.mark.parametrize("likelihood", [Huber(), StudentT(), StudentT(1.0)], ids=repr)
+def test_newton_converges_on_losses_that_are_not_convex(likelihood):
+    pair, _ = with_outliers(simulate_pair(17, (70, 62)), np.random.default_rng(0), 0.03)
+    o = objective_of(pair, CCDNoise(5.0), likelihood)
+    solution = Newton().solve(o)
+    assert solution.status is Status.CONVERGED
+    curvature = o.pixel_terms(o.model.mv(solution.theta)).curvature
+    assert factorise(o.hessian(curvature), max_jitter=0.0) is not None  # a minimum, not a saddle
+
+
+def test_robust_losses_and_clipping_resist_cosmic_rays():
+    clean = simulate_pair(18, (70, 62), phi_r=1.0, phi_k=1.0)
+    pair, hit = with_outliers(clean, np.random.default_rng(1))
+    noise = FixedVariance(pair.target_sigma**2)
+    truth = Newton().solve(objective_of(clean, noise)).theta
+    plain = Newton().solve(objective_of(pair, noise)).theta
+    clipped = NormalEquations(6, k_sigma=5.0).solve(objective_of(pair, noise))
+    robust = Newton().solve(objective_of(pair, noise, StudentT())).theta
+    wrong = float((plain - truth).norm())
+    assert float((robust - truth).norm()) < 0.02 * wrong
+    assert float((clipped.theta - truth).norm()) < 0.5 * wrong
+    assert clipped.clipped[torch.from_numpy(hit)].float().mean() > 0.7
+
+
+def test_penalty_moves_newton_and_normal_equations_alike():
+    pair = simulate_pair(19, (70, 62))
+    o = objective_of(pair, FixedVariance(pair.target_sigma**2))
+    o = dataclasses.replace(o, penalty=LaplacianPenalty(0.1))
+    torch.testing.assert_close(
+        NormalEquations().solve(o).theta, Newton().solve(o).theta, rtol=1e-8, atol=1e-8
+    )
+
+
+def test_normal_equations_refuse_what_is_not_least_squares():
+    with pytest.raises(InputError, match="knows only the Gaussian"):
+        NormalEquations().solve(example_objective(CCDNoise(5.0), Huber()))
+
+
+def test_running_out_of_steps_is_a_status_with_the_best_point():
+    pair = simulate_pair(20, (70, 62))
+    o = objective_of(pair, CCDNoise(5.0), StudentT())
+    for solver in (Newton(max_steps=1), AdamLBFGS(max_adam=3, max_lbfgs=1)):
+        solution = solver.solve(o)
+        assert solution.status is Status.MAX_STEPS
+        assert torch.isfinite(solution.theta).all()
+        assert solution.loss < float(o.loss(flat_start(o)))
+        assert solution.loss == pytest.approx(float(o.loss(solution.theta)), rel=1e-9)
+
+
+def test_a_loss_that_is_not_finite_is_a_status():
+    o = example_objective(CCDNoise(5.0), Gaussian())
+    broken = dataclasses.replace(o, target=torch.full_like(o.target, float("nan")))
+    for solver in (Newton(), AdamLBFGS(), NormalEquations()):
+        assert solver.solve(broken).status is Status.NOT_FINITE
+
+
+def test_a_reference_that_does_not_fix_the_kernel_is_reported():
+    # Noise-free stars of 4 pixels width hold nothing at high frequencies: eigenvalues of 1e-30.
+    pair = simulate_pair(21, (90, 84), phi_r=4.0, phi_k=1.0, reference_noise=0.0)
+    solution = Newton().solve(objective_of(pair, CCDNoise(5.0), size=15))
+    assert solution.status is Status.CONVERGED
+    assert [f.code for f in solution.findings] == ["jitter"]
+    assert "smaller kernel" in solution.findings[0].message
+
+
+@pytest.mark.parametrize("solver", [Newton(), AdamLBFGS(), NormalEquations()], ids=repr)
+def test_every_step_is_reported(solver):
+    steps = []
+    solver.solve(example_objective(CCDNoise(5.0), Gaussian()), on_step=steps.append)
+    assert len(steps) >= 2
+    assert [s.number for s in steps] == sorted(s.number for s in steps)
+    assert all(np.isfinite(s.loss) for s in steps)
+
+
+def test_adam_may_start_from_a_gaussian_kernel():
+    pair = simulate_pair(22, (70, 62))
+    o = objective_of(pair, CCDNoise(5.0))
+    flat, gaussian = AdamLBFGS().solve(o), AdamLBFGS(start_sigma=pair.phi_k).solve(o)
+    assert gaussian.loss == pytest.approx(flat.loss, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdamLBFGS(lr_kernel=0.0),
+        lambda: AdamLBFGS(tol=-1.0),
+        lambda: NormalEquations(0),
+        lambda: NormalEquations(3, k_sigma=0.0),
+    ],
+)
+def test_options_out_of_range_are_refused(make):
+    with pytest.raises(InputError):
+        make()
