@@ -148,8 +148,8 @@ def outside(shape: tuple[int, int], half_shape: tuple[int, int]) -> Mask:
     (h, w), (n_y, n_x) = shape, half_shape
     if h <= 2 * n_y or w <= 2 * n_x:
         raise ShapeError(
-            f"A {2 * n_y + 1} x {2 * n_x + 1} kernel does not fit into an image of {h} x {w} pixels; "
-            f"use a kernel smaller than the image."
+            f"A {2 * n_y + 1} x {2 * n_x + 1} kernel does not fit into an image of {h} x {w} "
+            "pixels; use a kernel smaller than the image."
         )
     border = torch.ones(shape, dtype=torch.bool)
     border[n_y : h - n_y, n_x : w - n_x] = False

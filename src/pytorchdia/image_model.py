@@ -122,7 +122,8 @@ class ImageModel:
         ).roll((-n_y, -n_x), dims=(0, 1))
         spectrum = torch.fft.rfft2(padded).conj() * self._spectrum(kernel.dtype)
         h, w = self.shape
-        return torch.fft.irfft2(spectrum, s=self._fft_shape)[:h, :w]
+        convolved: Tensor = torch.fft.irfft2(spectrum, s=self._fft_shape)
+        return convolved[:h, :w]
 
     def gram(self, weight: Image) -> Matrix:
         """A' diag(w) A, (p, p), float64, by blocks of image rows.

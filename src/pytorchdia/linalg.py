@@ -16,7 +16,7 @@ _JITTERS = (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
 @dataclass(frozen=True)
 class Factor:
-    """Cholesky factor of a matrix scaled to a unit diagonal, with ``jitter`` added to that diagonal."""
+    """Cholesky factor of a matrix scaled to a unit diagonal, ``jitter`` added to that diagonal."""
 
     lower: Matrix
     scale: Tensor

@@ -56,7 +56,7 @@ class LaplacianPenalty(Penalty):
 
 
 def laplacian(shape: tuple[int, int]) -> Matrix:
-    """The Laplacian matrix L of eq 21 for a (ky, kx) box, (ky kx, ky kx), without the factor lambda."""
+    """The Laplacian matrix L of eq 21 for a (ky, kx) box, (ky kx, ky kx), without lambda."""
     ky, kx = shape
     index = torch.arange(ky * kx).reshape(ky, kx)
     pairs = torch.cat(

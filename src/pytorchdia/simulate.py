@@ -97,7 +97,7 @@ def draw_stars(rng: np.random.Generator, shape: tuple[int, int], log_density: fl
 
 
 def render_gaussian(stars: Stars, shape: tuple[int, int], phi: float) -> FloatArray:
-    """Image [ADU] of normalised Gaussian PSFs of width ``phi`` [pixels], sampled at pixel centres."""
+    """Image [ADU] of unit Gaussian PSFs of width ``phi`` [pixels], sampled at pixel centres."""
     y, x = (np.arange(n, dtype=np.float64)[:, None] for n in shape)
     norm = 1.0 / np.sqrt(2 * np.pi * phi**2)
     profile_y = norm * np.exp(-0.5 * ((y - stars.y) / phi) ** 2)

@@ -96,13 +96,14 @@ def check_objective(
     noise_of_theta = torch.randn(solution.theta.shape, generator=generator, dtype=torch.float64)
     theta = solution.theta * (1.0 + 0.01 * noise_of_theta)
     terms = objective.pixel_terms(objective.model.mv(theta))
-    gradient = torch.autograd.functional.jacobian(objective.loss, theta)
-    hessian = torch.autograd.functional.hessian(objective.loss, theta)
-    for name, ours, full in (
+    full = torch.autograd.functional
+    gradient = full.jacobian(objective.loss, theta)  # type: ignore[no-untyped-call]
+    hessian = full.hessian(objective.loss, theta)  # type: ignore[no-untyped-call]
+    for name, ours, theirs in (
         ("gradient", objective.gradient(theta, terms), gradient),
         ("Hessian", objective.hessian(terms.curvature), hessian),
     ):
-        error = float((ours - full).abs().max() / full.abs().max())
+        error = float((ours - theirs).abs().max() / theirs.abs().max())
         assert error < 1e-9, (
             f"The {name} differs from automatic differentiation by {error:.1e} of its largest "
             "element: rho and variance must act on each element by itself, without detach()."

@@ -31,10 +31,12 @@ class Newton(Solver):
     positive semi-definite for any loss. Steps are halved until the loss falls. H is kept for the
     next step while that converges fast. Unless a starting point is given, the first step goes from
     the flat kernel to the weighted least squares solution with the target's own variances (the
-    first round of Bramich 2008), from where few Newton steps remain. Parameters, gradient and loss are float64; the normal
-    matrix is computed in the dtype of the objective, and again in float64 where that is too coarse
-    to be factored. If it is singular even then, the least ridge that helps (1e-12 of its diagonal
-    or more) is added to the objective, and reported.
+    first round of Bramich 2008), from where few Newton steps remain.
+
+    Parameters, gradient and loss are float64. The normal matrix is computed in the dtype of the
+    objective, and again in float64 where that is too coarse to be factored. If it is singular even
+    then, the least ridge that helps (1e-12 of its diagonal or more) is added to the objective, and
+    reported.
 
     Parameters
     ----------
