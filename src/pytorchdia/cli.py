@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from . import __version__, display, plot
@@ -31,7 +29,7 @@ from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, Wri
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
-from .noise import EMCCDNoise, FixedVariance, NoiseModel
+from .noise import EMCCDNoise, NoiseModel
 from .penalty import LaplacianPenalty
 from .product import check_writable, summarise
 from .solvers import Step
@@ -90,20 +88,21 @@ def subtract(
     flat: o.Flat = None,
     variance: o.Variance = None,
     em_gain: o.EmGain = None,
-    excess: o.Excess = 2.0,
+    excess: o.Excess = None,
     reference_gain: o.ReferenceGain = None,
     reference_read_noise: o.ReferenceReadNoise = None,
+    reference_exposure: o.ReferenceExposure = None,
     kernel_size: o.KernelSize = "auto",
     background_degree: o.BackgroundDegree = 0,
     laplacian: o.Laplacian = None,
     likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
-    huber_c: o.HuberC = 1.345,
-    student_nu: o.StudentNu = 4.0,
+    huber_c: o.HuberC = None,
+    student_nu: o.StudentNu = None,
     solver: o.Solver = SolverName.NEWTON,
     max_steps: o.MaxSteps = None,
     tol: o.Tol = None,
-    lr_background: o.LrBackground = 1.0,
-    iterations: o.Iterations = 3,
+    lr_background: o.LrBackground = None,
+    iterations: o.Iterations = None,
     k_sigma: o.KSigma = None,
     device: o.Device = "auto",
     dtype: o.Dtype = DtypeName.FLOAT32,
@@ -114,9 +113,9 @@ def subtract(
     MASK, MODEL, KERNEL, KERNEL_COV, PARAMETERS, DIAGNOSTICS and FINDINGS follow.
     """
     output = Path(f"{_stem(target)}_diff.fits") if output is None else output
-    for path in (output, plot_file):
-        if path is not None:
-            check_writable(path, overwrite)
+    _check_outputs(output, plot_file, (target, reference), overwrite)
+    camera = {"--gain": gain, "--read-noise": read_noise, "--sky-offset": sky_offset}
+    _require_one_noise_model(camera, variance, flat, em_gain, excess)
     kernel = parse_kernel_size(kernel_size)
     loss = make_likelihood(likelihood, huber_c, student_nu)
     penalty = None if laplacian is None else LaplacianPenalty(laplacian)
@@ -128,14 +127,17 @@ def subtract(
         warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings, shown at the end
         target_frame = as_frame(
             target, mask=_plane(mask), gain=gain, read_noise=read_noise, saturation=saturation,
-            exposure=exposure,
+            exposure=exposure, variance=_plane(variance),
         )  # fmt: skip
         reference_frame = as_frame(
             reference, mask=_plane(reference_mask), gain=reference_gain,
             read_noise=reference_read_noise, saturation=reference_saturation,
+            exposure=reference_exposure,
         )  # fmt: skip
         require_same_shape(target_frame, reference_frame)
-        noise, findings = _noise(target_frame, variance, flat, em_gain, excess, sky_offset)
+        if variance is None and any(value is not None for value in (*camera.values(), flat)):
+            target_frame = replace(target_frame, variance=None)  # what is given by hand wins
+        noise, findings = _noise(target_frame, flat, em_gain, excess, sky_offset)
         if kernel is None:
             kernel, more = choose_kernel(target_frame, reference_frame)
             findings += more
@@ -165,7 +167,7 @@ def info(
     """Print what a result file holds: HDUs, parameters, settings, mask and findings."""
     summary = summarise(file)
     if as_json:
-        print(json.dumps(asdict(summary), indent=2))
+        print(display.summary_as_json(summary))
     else:
         display.show_summary(summary)
 
@@ -175,10 +177,11 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where to put the frames and the result.")] = Path(
         "pytorchdia-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the simulated field.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated field.")] = 1,
 ) -> None:
     """Make two sample frames of a crowded field, subtract them, and say where to look."""
-    run_demo(folder, seed, lambda arguments: app(arguments, standalone_mode=False))
+    code = run_demo(folder, seed, lambda arguments: app(arguments, standalone_mode=False))
+    raise typer.Exit(code)
 
 
 def main() -> None:
@@ -191,16 +194,26 @@ def main() -> None:
         code = _fail(4, str(error))
     except PyTorchDIAError as error:
         code = _fail(3, str(error))
-    except (KeyboardInterrupt, click.Abort):
-        code = _fail(130, "Interrupted; nothing was left half written.")
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except Exception as error:  # the last resort: one sentence, not a traceback
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        # Typer brings its own copy of click from some version on, so the class has no fixed home.
+        if hasattr(error, "format_message"):
+            sys.exit(_wrong_usage(error))
         if os.environ.get("PYTORCHDIA_DEBUG"):
             raise
-        code = _last_resort(error)
+        code = _last_resort(error)  # one sentence, not a traceback
+    if code == 130:
+        _fail(code, "Interrupted; nothing was left half written.")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _wrong_usage(error: Any) -> int:
+    message = " ".join(str(error.format_message()).split()).rstrip(".")
+    if message and "Usage:" not in message:  # without arguments the help was asked for
+        path = error.ctx.command_path if getattr(error, "ctx", None) else "pytorchdia"
+        display.show_error(f"{message}; see '{path} --help'.")
+    return int(error.exit_code)
 
 
 def _last_resort(error: Exception) -> int:
@@ -237,6 +250,33 @@ def _stem(target: str) -> str:
     return name
 
 
+def _check_outputs(
+    output: Path, plot_file: Path | None, inputs: tuple[str, ...], overwrite: bool
+) -> None:
+    """Refuse what cannot be written, and what would replace an input or the other output."""
+    for path in (output, plot_file):
+        if path is None:
+            continue
+        check_writable(path, overwrite)
+        for name in inputs:
+            source = _file_of(name)
+            if source is not None and path.exists() and path.samefile(source):
+                raise WriteError(f"{path} is an input of this command; choose another name.")
+    if plot_file is not None and plot_file.resolve() == output.resolve():
+        raise WriteError(f"The result and the plot are both to be {output}; choose two names.")
+
+
+def _file_of(name: str) -> Path | None:
+    """The file that a target or reference names, with or without an HDU in brackets."""
+    for path in (Path(name), Path(name.rpartition("[")[0])):
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError):
+            continue  # a name that no file can have; reading it says so
+    return None
+
+
 def _plane(path: str | None) -> Any:
     """An auxiliary image (mask, variance, flat) as an array with NaN at its bad pixels, or None."""
     if path is None:
@@ -247,20 +287,33 @@ def _plane(path: str | None) -> Any:
     return data
 
 
-def _noise(
-    frame: Frame,
+def _require_one_noise_model(
+    camera: dict[str, float | None],
     variance: str | None,
     flat: str | None,
     em_gain: float | None,
-    excess: float,
+    excess: float | None,
+) -> None:
+    """Refuse options of two noise models at once: one of them would be ignored."""
+    given = [name for name, value in camera.items() if value is not None]
+    if variance is not None and (given or flat is not None or em_gain is not None):
+        others = [*given, *(["--flat"] if flat else []), *(["--em-gain"] if em_gain else [])]
+        raise InputError(f"--variance replaces {', '.join(others)}; leave one of them out.")
+    if em_gain is not None and given:
+        raise InputError(f"--em-gain (eq 7) does not use {', '.join(given)}; leave them out.")
+    if excess is not None and em_gain is None:
+        raise InputError("--excess belongs to an EMCCD; give --em-gain as well.")
+
+
+def _noise(
+    frame: Frame,
+    flat: str | None,
+    em_gain: float | None,
+    excess: float | None,
     offset: float | None,
 ) -> tuple[NoiseModel, tuple[Finding, ...]]:
-    if variance is not None and em_gain is not None:
-        raise InputError("Give either a variance image or an EMCCD gain, not both.")
-    if variance is not None:
-        return FixedVariance(_plane(variance)), ()
     if em_gain is not None:
-        return EMCCDNoise(em_gain, excess, _plane(flat)), ()
+        return EMCCDNoise(em_gain, excess or EMCCDNoise.excess, _plane(flat)), ()
     return default_noise(frame, flat=_plane(flat), offset=offset)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -50,15 +52,30 @@ class DtypeName(enum.StrEnum):
         return torch.float32 if self is DtypeName.FLOAT32 else torch.float64
 
 
-def make_likelihood(name: LikelihoodName, huber_c: float, student_nu: float) -> Likelihood:
-    """The likelihood of this name."""
+def make_likelihood(
+    name: LikelihoodName, huber_c: float | None = None, student_nu: float | None = None
+) -> Likelihood:
+    """The likelihood of this name; None leaves its option at the default.
+
+    Raises
+    ------
+    InputError
+        An option is out of range, or belongs to another likelihood.
+    """
+    _refuse_foreign(
+        f"--likelihood {name}",
+        {
+            "--huber-c": (huber_c, name is LikelihoodName.HUBER),
+            "--student-nu": (student_nu, name is LikelihoodName.STUDENT_T),
+        },
+    )
     match name:
         case LikelihoodName.GAUSSIAN:
             return Gaussian()
         case LikelihoodName.HUBER:
-            return Huber(huber_c)
+            return Huber(**_given(c=huber_c))
         case LikelihoodName.STUDENT_T:
-            return StudentT(student_nu)
+            return StudentT(**_given(nu=student_nu))
 
 
 def make_solver(
@@ -66,25 +83,50 @@ def make_solver(
     *,
     max_steps: int | None = None,
     tol: float | None = None,
-    lr_background: float = 1.0,
-    iterations: int = 3,
+    lr_background: float | None = None,
+    iterations: int | None = None,
     k_sigma: float | None = None,
 ) -> Solver:
-    """The solver of this name; None leaves an option at the solver's own default."""
+    """The solver of this name; None leaves an option at the solver's own default.
+
+    Raises
+    ------
+    InputError
+        An option is out of range, or belongs to another solver.
+    """
+    equations = name is SolverName.NORMAL_EQUATIONS
+    _refuse_foreign(
+        f"--solver {name}",
+        {
+            "--max-steps": (max_steps, not equations),
+            "--tol": (tol, not equations),
+            "--lr-background": (lr_background, name is SolverName.ADAM_LBFGS),
+            "--iterations": (iterations, equations),
+            "--k-sigma": (k_sigma, equations),
+        },
+    )
     match name:
         case SolverName.NEWTON:
-            newton = Newton()
-            return Newton(tol or newton.tol, max_steps or newton.max_steps)
+            return Newton(**_given(tol=tol, max_steps=max_steps))
         case SolverName.ADAM_LBFGS:
-            adam = AdamLBFGS()
             return AdamLBFGS(
-                lr_background=lr_background,
-                tol=tol or adam.tol,
-                max_adam=max_steps or adam.max_adam,
-                max_lbfgs=max_steps or adam.max_lbfgs,
+                **_given(
+                    lr_background=lr_background, tol=tol, max_adam=max_steps, max_lbfgs=max_steps
+                )
             )
         case SolverName.NORMAL_EQUATIONS:
-            return NormalEquations(iterations, k_sigma)
+            return NormalEquations(**_given(iterations=iterations, k_sigma=k_sigma))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse_foreign(chosen: str, options: Mapping[str, tuple[Any, bool]]) -> None:
+    """Raise for an option that was given although it does nothing with what was chosen."""
+    for option, (value, belongs) in options.items():
+        if value is not None and not belongs:
+            raise InputError(f"{option} does nothing with {chosen}; leave one of the two out.")
 
 
 def parse_kernel_size(text: str) -> DeltaKernel | None:

@@ -37,7 +37,7 @@ class DemoField:
     variable : (int, int)
         (x, y) of the variable star on the target [pixels].
     brightening : float
-        Its flux on the target minus P times its flux on the reference [ADU].
+        Its flux on the target minus P times its flux on the reference [ADU], within 8 pixels.
     scale : float
         The true P.
     """
@@ -75,11 +75,13 @@ def make_field(seed: int) -> DemoField:
     target[:, 300] = 65535.0
     reference[150:153, 120:122] = np.nan
     reference[20, 200] = np.nan
-    brightening = scale * (after - before)
+    star = Stars(np.array([250.31]), np.array([89.78]), np.array([scale * (after - before)]))
+    change = render_moffat(star, _SHAPE, **wide)
+    brightening = float(change[_near(variable)].sum())
     return DemoField(np.clip(target, 0, 65535), reference, mask, variable, brightening, scale)
 
 
-def run_demo(folder: Path, seed: int, command: Callable[[list[str]], object]) -> None:
+def run_demo(folder: Path, seed: int, command: Callable[[list[str]], int | None]) -> int:
     """Write the sample frames into ``folder``, run the main job on them, and check its answer.
 
     Parameters
@@ -88,7 +90,12 @@ def run_demo(folder: Path, seed: int, command: Callable[[list[str]], object]) ->
         Made if it does not exist; files of an earlier demo are replaced.
     seed : int
     command : callable
-        Runs the command line with a list of arguments.
+        Runs the command line with a list of arguments and returns its exit code.
+
+    Returns
+    -------
+    int
+        That exit code.
     """
     say = Console(stderr=True)
     try:
@@ -105,17 +112,20 @@ def run_demo(folder: Path, seed: int, command: Callable[[list[str]], object]) ->
         "--likelihood", "huber", "--overwrite",
     ]  # fmt: skip
     say.print(f"Running: pytorchdia {shlex.join(arguments)}", soft_wrap=True, highlight=False)
-    command(arguments)
+    code = command(arguments)
+    if code:
+        return int(code)
     flux, flux_error = _flux(result, field.variable)
     x, y = field.variable
     say.print(
-        f"\nThe star at x = {x}, y = {y} was made brighter by {field.brightening:.0f} ADU; the "
-        f"difference holds {flux:.0f} ± {flux_error:.0f} ADU within 8 pixels of it. The true P is "
-        f"{field.scale:g}.",
+        f"\nThe star at x = {x}, y = {y} was made brighter by {field.brightening:.0f} ADU within 8 "
+        f"pixels of it; the difference holds {flux:.0f} ± {flux_error:.0f} ADU there. The true P "
+        f"is {field.scale:g}.",
         highlight=False,
     )
     say.print(f"Look at {picture}, open {result} in any FITS viewer, and run:", soft_wrap=True)
     say.print(f"  pytorchdia info {shlex.quote(str(result))}", soft_wrap=True, highlight=False)
+    return 0
 
 
 def _with(stars: Stars, position: tuple[int, int], flux: float) -> Stars:
@@ -165,10 +175,16 @@ def _wcs() -> WCS:
     return wcs
 
 
-def _flux(result: Path, position: tuple[int, int], radius: float = 8.0) -> tuple[float, float]:
-    """Sum of the difference within ``radius`` pixels, and its error [ADU]."""
+def _near(position: tuple[int, int], radius: float = 8.0) -> NDArray[np.bool_]:
+    """Pixels within ``radius`` of the variable star on the target, which is shifted a little."""
+    y, x = np.indices(_SHAPE)
+    near: NDArray[np.bool_] = np.hypot(x - position[0] - 0.31, y - position[1] + 0.22) <= radius
+    return near
+
+
+def _flux(result: Path, position: tuple[int, int]) -> tuple[float, float]:
+    """Sum of the difference near the variable star, and its error [ADU]."""
     with fits.open(result) as hdus:
         difference, variance = hdus[0].data, hdus["VARIANCE"].data
-    y, x = np.indices(difference.shape)
-    inside = np.hypot(x - position[0] - 0.31, y - position[1] + 0.22) <= radius
+    inside = _near(position)
     return float(difference[inside].sum()), float(np.sqrt(variance[inside].sum()))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from .product import Summary
     from .subtraction import Subtraction
 
-__all__ = ["result_as_json", "show_error", "show_result", "show_summary", "stderr"]
+__all__ = [
+    "result_as_json",
+    "show_error",
+    "show_result",
+    "show_summary",
+    "stderr",
+    "summary_as_json",
+]
 
 stderr = Console(stderr=True)
 """For people; standard output is left to what scripts read."""
@@ -63,7 +71,21 @@ def result_as_json(result: Subtraction, written: Iterable[Path]) -> str:
         "findings": [asdict(finding) for finding in result.findings],
         "files": [str(path) for path in written],
     }
-    return json.dumps(outcome, indent=2)
+    return json.dumps(_finite(outcome), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None for infinity and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summary_as_json(summary: Summary) -> str:
+    """The same as :func:`show_summary` as a JSON object."""
+    return json.dumps(_finite(asdict(summary)), indent=2)
 
 
 def show_summary(summary: Summary) -> None:

@@ -106,8 +106,9 @@ class Status(enum.Enum):
         "Allow more steps, or use the Newton solver."
     )
     NOT_FINITE = (
-        "The loss became infinite or NaN and the last finite point is returned. Look for pixels "
-        "with absurd values, and check the gain, the read noise and the variance."
+        "The loss became infinite or NaN, or the normal matrix could not be factored; the last "
+        "usable point is returned. Look for pixels with absurd values and for a reference without "
+        "stars, and check the gain, the read noise and the variance."
     )
 
     @property

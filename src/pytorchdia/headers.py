@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from astropy.units import Unit
+
 from .errors import Finding, InputError
 from .frame import Detector
 
-__all__ = ["KEYWORDS", "detector_from_header", "unit_from_header"]
+__all__ = ["KEYWORDS", "detector_from_header", "parse_unit", "unit_from_header"]
 
 KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     # In order of preference; a group of several keywords belongs to the amplifiers of one chip.
@@ -88,6 +91,17 @@ def unit_from_header(header: Mapping[str, Any]) -> str:
     return str(header.get("BUNIT", "") or "").strip()
 
 
+def parse_unit(unit: str) -> Any:
+    """The astropy unit of a BUNIT: adu if there is none, no unit if astropy knows of none."""
+    try:
+        return Unit(unit or "adu")
+    except ValueError:
+        base, _, per_second = _kind_of_unit(unit).partition("/")
+    if base == "other":
+        return Unit("")
+    return Unit(base) / Unit("s") if per_second else Unit(base)
+
+
 def _look_up(
     name: str,
     header: Mapping[str, Any],
@@ -96,7 +110,9 @@ def _look_up(
 ) -> tuple[float | None, str]:
     for group in groups:
         present = {key: header[key] for key in group if key in header}
-        good = {key: value for key, raw in present.items() if (value := _usable(name, raw))}
+        good = {
+            key: value for key, raw in present.items() if (value := _usable(name, raw)) is not None
+        }
         if good:
             return _COMBINE[name](list(good.values())), ", ".join(good)
         if present and name != "saturation":
@@ -113,17 +129,20 @@ def _look_up(
 
 
 def _usable(name: str, raw: Any) -> float | None:
-    """The value as a number greater than zero (or None); booleans and text do not count."""
+    """The value as a positive number (a read noise may be 0), or None for anything else."""
     if isinstance(raw, bool):
         return None
     try:
         value = float(raw)
     except (TypeError, ValueError):
         return None
-    return value if math.isfinite(value) and value > 0 else None
+    positive = value > 0 or (name == "read_noise" and value == 0)
+    return value if math.isfinite(value) and positive else None
 
 
 def _checked(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise InputError(f"The {name.replace('_', ' ')} must be a number, got {value!r}.")
     limit = 0.0 if name == "read_noise" else math.nextafter(0.0, 1.0)
     if math.isnan(value) or value < limit or (math.isinf(value) and name != "saturation"):
         what = "at least 0" if name == "read_noise" else "greater than 0"

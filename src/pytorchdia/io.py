@@ -32,7 +32,11 @@ __all__ = ["as_frame"]
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
 _SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "SIGMA")
+_POWER_OF_UTYPE = {"StdDevUncertainty": 2, "VarianceUncertainty": 1, "InverseVariance": -1}
 _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
+_WCS_CARD = re.compile(
+    r"(WCS|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|[AB]P?_)"
+)  # a mixture of two world coordinate systems would be none
 _PLATEAU_PIXELS = 5  # pixels at the top that make a plateau; a symmetric star has up to 4
 _PLATEAU_DEPTH = 1e-3  # of the height above the median: resampling blurs a plateau that much
 
@@ -42,6 +46,7 @@ def as_frame(
     *,
     hdu: int | str | None = None,
     mask: Any = None,
+    variance: Any = None,
     gain: float | None = None,
     read_noise: float | None = None,
     saturation: float | None = None,
@@ -60,6 +65,9 @@ def as_frame(
         Number or name of the HDU.
     mask : array_like, optional
         (h, w), True (or not zero) = ignore; joins the masks that the source has itself.
+    variance : array_like, optional
+        (h, w), sigma^2 [ADU^2], in place of the uncertainty that the source has itself. Pixels
+        whose variance is not positive and finite are flagged.
     gain, read_noise, saturation, exposure : float, optional
         Override the header: e-/ADU, **electrons**, ADU (infinity for none), seconds. Without a
         saturation level a plateau of equal values at the top of the image is taken for one.
@@ -88,6 +96,8 @@ def as_frame(
         frame = _from_nddata(source, given)
     else:
         frame = _from_array(source, given)
+    if variance is not None:
+        frame = _with_variance(frame, _numbers(variance, "variance"))
     if mask is not None:
         frame = frame.flagged(_mask_like(mask, frame.shape, "mask"), Flag.MASKED)
     return frame
@@ -96,10 +106,10 @@ def as_frame(
 def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, Any]) -> Frame:
     path = Path(source)
     match = _HDU_SUFFIX.match(str(source))
-    if match and not path.exists() and hdu is None:
+    if match and not _exists(path) and hdu is None:
         path, hdu = Path(match["path"]), match["hdu"]
         hdu = int(hdu) if hdu.isdigit() else hdu
-    if not path.exists():
+    if not _exists(path):
         raise ReadError(
             f"There is no file {path}; check the path (the current folder is {Path.cwd()})."
         )
@@ -109,7 +119,8 @@ def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, An
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)
             warnings.filterwarnings("error", message=".*truncated.*", category=AstropyWarning)
-            with fits.open(path, memmap=False) as hdus:
+            # Opened here, because astropy leaves damaged files open.
+            with open(path, "rb") as file, fits.open(file, memmap=False) as hdus:
                 return _from_hdus(hdus, hdu, path.name, given)
     except (ReadError, InputError):
         raise
@@ -117,9 +128,16 @@ def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, An
             AstropyWarning, zlib.error, MemoryError) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as FITS: {reason.rstrip('.')}; the "
-            "file may be truncated, damaged, or of another format."
+            f"{path} ({path.stat().st_size} bytes) cannot be read as FITS: "
+            f"{reason.rstrip('.')}; the file may be truncated, damaged, or of another format."
         ) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
+        return False
 
 
 def _from_hdus(
@@ -137,7 +155,8 @@ def _from_hdus(
     )
     frame = _assemble(
         values, label, detector, findings, _top_of_integers(chosen),
-        unit=unit_from_header(header), meta=header, wcs=_celestial(header, hdus),
+        unit=unit_from_header(header), meta=_inherited(header, hdus[0].header),
+        wcs=_celestial(header, hdus),
     )  # fmt: skip
     if hdu is not None and chosen.name not in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE"):
         return frame  # an HDU chosen by hand may have nothing to do with the file's own mask
@@ -145,17 +164,17 @@ def _from_hdus(
 
 
 def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
-    listing = ", ".join(
-        f"{i}: {h.name or 'unnamed'} {'x'.join(map(str, h.shape)) if h.is_image and h.shape else '-'}"
-        for i, h in enumerate(hdus)
-    )
+    sizes = ["x".join(map(str, h.shape)) if h.is_image and h.shape else "-" for h in hdus]
+    names = [h.name or "unnamed" for h in hdus]
+    listing = ", ".join(f"{i}: {names[i]} {sizes[i]}" for i in range(len(hdus)))
     if hdu is None:
         for i, h in enumerate(hdus):
             if h.is_image and len([n for n in h.shape if n > 1]) >= 2:
                 return i
         raise ReadError(f"{name} has no image in any HDU ({listing}).")
+    named = re.fullmatch(r"(.+),\s*(\d+)", hdu) if isinstance(hdu, str) else None
     try:
-        index = hdus.index_of(hdu)
+        index = hdus.index_of((named[1].strip(), int(named[2])) if named else hdu)
         found = hdus[index]
     except (KeyError, IndexError) as error:
         raise ReadError(f"{name} has no HDU {hdu!r}; it holds {listing}.") from error
@@ -167,7 +186,7 @@ def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
 def _blank_to_nan(values: NDArray[np.float64], hdu: Any) -> None:
     """Integer pixels equal to BLANK are undefined; astropy marks them only in some cases."""
     blank = hdu.header.get("BLANK")
-    if blank is not None and hdu.header.get("BITPIX", -32) > 0:
+    if isinstance(blank, int) and hdu.header.get("BITPIX", -32) > 0:
         scaled = blank * hdu.header.get("BSCALE", 1) + hdu.header.get("BZERO", 0)
         values[values == scaled] = np.nan
 
@@ -177,8 +196,24 @@ def _with_primary(header: fits.Header, primary: fits.Header) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for cards in (primary, header):
         for key in cards:
-            if key not in ("", "COMMENT", "HISTORY"):
-                merged[key] = cards[key]
+            if key in ("", "COMMENT", "HISTORY"):
+                continue
+            try:
+                value = cards[key]
+            except VerifyError:  # a card that breaks the standard is no reason to lose the image
+                continue
+            if value is not None and not isinstance(value, fits.card.Undefined):
+                merged[key] = value
+    return merged
+
+
+def _inherited(header: fits.Header, primary: fits.Header) -> fits.Header:
+    """The HDU's header with the cards of the primary header, such as OBJECT, that it lacks."""
+    merged: fits.Header = header.copy()
+    for card in primary.copy(strip=True).cards:
+        special = card.keyword in ("", "COMMENT", "HISTORY", "NEXTEND", "EXTEND")
+        if not special and card.keyword not in merged and not _WCS_CARD.match(card.keyword):
+            merged.append(card)
     return merged
 
 
@@ -200,6 +235,8 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
     for i, other in enumerate(hdus):
         if i == index or not other.is_image or tuple(other.shape or ()) != frame.shape:
             continue
+        if other.ver != hdus[index].ver:
+            continue  # it belongs to another chip of the same file
         name = (other.name or "").upper()
         if name in _MASK_NAMES:
             mask = torch.from_numpy(np.asarray(other.data) != 0)
@@ -208,8 +245,10 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
         elif name in _VARIANCE_NAMES or name in _SIGMA_NAMES:
             power = 1 if name in _VARIANCE_NAMES else 2
             if name == "UNCERT":
-                power = 1 if other.header.get("UTYPE") == "VarianceUncertainty" else 2
-            frame = _with_variance(frame, _numbers(other.data, name) ** power)
+                power = _POWER_OF_UTYPE.get(other.header.get("UTYPE"), 2)
+            with np.errstate(divide="ignore", over="ignore"):
+                variance = _numbers(other.data, name) ** power
+            frame = _with_variance(frame, variance)
             findings.append(Finding("file-variance", f"Used the {name} image of {frame.name}."))
     return replace(frame, findings=tuple(findings))
 
@@ -219,13 +258,15 @@ def _from_nddata(source: NDData, given: Mapping[str, Any]) -> Frame:
     meta = source.meta if isinstance(source.meta, Mapping) else {}
     unit = source.unit.to_string() if source.unit is not None else ""
     detector, findings = detector_from_header(meta, given, unit)
+    data = np.asarray(source.data)
+    top = float(np.iinfo(data.dtype).max) if _is_integer_array(data) else None
     frame = _assemble(
-        values, "NDData", detector, findings, None, unit=unit, meta=meta, wcs=source.wcs
+        values, "NDData", detector, findings, top, unit=unit, meta=meta, wcs=source.wcs
     )
     if source.mask is not None and np.ndim(source.mask) > 0:
         frame = frame.flagged(_mask_like(source.mask, frame.shape, "mask"), Flag.MASKED)
     uncertainty = source.uncertainty
-    if uncertainty is None:
+    if uncertainty is None or uncertainty.array is None:
         return frame
     if isinstance(uncertainty, UnknownUncertainty):
         uncertainty = StdDevUncertainty(uncertainty.array)
@@ -237,7 +278,8 @@ def _from_nddata(source: NDData, given: Mapping[str, Any]) -> Frame:
 def _from_array(source: Any, given: Mapping[str, Any]) -> Frame:
     mask, unit = None, ""
     if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().numpy()
+        source = source.detach().cpu()
+        source = (source.to(torch.float32) if source.dtype == torch.bfloat16 else source).numpy()
     if isinstance(source, Quantity):
         unit, source = source.unit.to_string(), source.value
     if isinstance(source, np.ma.MaskedArray):
@@ -334,9 +376,9 @@ def _with_variance(frame: Frame, values: NDArray[np.float64]) -> Frame:
             f"None of the {good.numel()} variances of {frame.name} is positive and finite (they "
             f"lie between {values.min():g} and {values.max():g}); check what the uncertainty holds."
         )
-    return replace(frame, variance=torch.where(good, variance, 1.0)).flagged(
-        ~good, Flag.BAD_VARIANCE
-    )
+    flags = frame.flags & ~int(Flag.BAD_VARIANCE)
+    frame = replace(frame, flags=flags, variance=torch.where(good, variance, 1.0))
+    return frame.flagged(~good, Flag.BAD_VARIANCE)
 
 
 def _mask_like(mask: Any, shape: tuple[int, int], name: str) -> torch.Tensor:
@@ -345,14 +387,18 @@ def _mask_like(mask: Any, shape: tuple[int, int], name: str) -> torch.Tensor:
     array = np.asarray(mask)
     if array.shape != shape:
         raise ShapeError(
-            f"The {name} has shape {array.shape} but the image has shape {shape}; they must be equal."
+            f"The {name} has shape {array.shape} but the image has shape {shape}; they must be "
+            "equal."
         )
     return torch.from_numpy(np.ascontiguousarray(array != 0))
 
 
 def _numbers(source: Any, name: str) -> NDArray[np.float64]:
     """A fresh, native, C-ordered float64 copy with two axes."""
-    array = np.asarray(source)
+    try:
+        array = np.asarray(source)
+    except ValueError as error:
+        raise ShapeError(f"The image of {name} has rows of different lengths.") from error
     if array.dtype == object or array.dtype.kind not in "biuf":
         raise InputError(f"The image of {name} has dtype {array.dtype}; it must hold real numbers.")
     if array.ndim > 2:

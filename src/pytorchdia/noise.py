@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class CCDNoise(NoiseModel):
 
     read_noise: float
     gain: float = 1.0
-    flat: Any = field(default=None, repr=False)
+    flat: Any = None
     offset: float = 0.0
 
     def __post_init__(self) -> None:
@@ -79,6 +79,12 @@ class CCDNoise(NoiseModel):
         _require("gain [e-/ADU]", self.gain, minimum=0.0)
         _require("offset [ADU]", self.offset)
         object.__setattr__(self, "flat", _positive_image("flat", self.flat))
+
+    def __repr__(self) -> str:
+        return (
+            f"CCDNoise(read_noise={self.read_noise}, gain={self.gain}, offset={self.offset}"
+            f"{_with_flat(self.flat)})"
+        )
 
     def variance(self, model: Image) -> Image:
         photons = (model + self.offset).clamp(min=1.0 / self.gain)
@@ -110,12 +116,17 @@ class EMCCDNoise(NoiseModel):
 
     total_gain: float
     excess: float = 2.0
-    flat: Any = field(default=None, repr=False)
+    flat: Any = None
 
     def __post_init__(self) -> None:
         _require("total_gain [e-/ADU]", self.total_gain, minimum=0.0)
         _require("excess", self.excess, minimum=0.0)
         object.__setattr__(self, "flat", _positive_image("flat", self.flat))
+
+    def __repr__(self) -> str:
+        return (
+            f"EMCCDNoise(total_gain={self.total_gain}, excess={self.excess}{_with_flat(self.flat)})"
+        )
 
     def variance(self, model: Image) -> Image:
         photons = model.clamp(min=1.0 / self.total_gain)
@@ -134,7 +145,7 @@ class FixedVariance(NoiseModel):
         the mask of the frame, not here.
     """
 
-    image: Any = field(repr=False)
+    image: Any
 
     def __post_init__(self) -> None:
         if np.ndim(self.image) == 0:
@@ -143,8 +154,20 @@ class FixedVariance(NoiseModel):
         else:
             object.__setattr__(self, "image", _positive_image("variance", self.image))
 
+    def __repr__(self) -> str:
+        return f"FixedVariance({_described(self.image)})"
+
     def variance(self, model: Image) -> Image:
         return _like(self.image, model, "variance").expand_as(model)
+
+
+def _with_flat(flat: Tensor | None) -> str:
+    return "" if flat is None else f", flat={_described(flat)}"
+
+
+def _described(image: Tensor) -> str:
+    """A number as itself, an image by its size."""
+    return f"{float(image):g}" if image.ndim == 0 else f"<{image.shape[0]} x {image.shape[1]}>"
 
 
 def _require(name: str, value: float, minimum: float | None = None, open_end: bool = True) -> None:

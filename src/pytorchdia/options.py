@@ -56,7 +56,8 @@ ReferenceMask = Annotated[
 Saturation = Annotated[
     float | None,
     typer.Option(
-        help="Ignore target pixels from this value on [ADU]; from the header if absent, else from a plateau in the image. 'inf' for none.",
+        help="Ignore target pixels from this value on [ADU]; from the header if absent, else from "
+        "a plateau in the image. 'inf' for none.",
         rich_help_panel=_FRAMES,
     ),
 ]
@@ -93,7 +94,8 @@ Exposure = Annotated[
 SkyOffset = Annotated[
     float | None,
     typer.Option(
-        help="Sky level that was subtracted from the target [ADU]; found from the scatter of its sky if absent.",
+        help="Sky level that was subtracted from the target [ADU]; found from the scatter of its "
+        "sky if absent.",
         rich_help_panel=_NOISE,
     ),
 ]
@@ -116,7 +118,8 @@ EmGain = Annotated[
     ),
 ]
 Excess = Annotated[
-    float, typer.Option(help="Excess noise factor of the EMCCD.", rich_help_panel=_NOISE)
+    float | None,
+    typer.Option(help="Excess noise factor of the EMCCD; 2 if absent.", rich_help_panel=_NOISE),
 ]
 ReferenceGain = Annotated[
     float | None, typer.Option(help="Gain of the reference [e-/ADU].", rich_help_panel=_NOISE)
@@ -125,10 +128,14 @@ ReferenceReadNoise = Annotated[
     float | None,
     typer.Option(help="Read noise of the reference [electrons].", rich_help_panel=_NOISE),
 ]
+ReferenceExposure = Annotated[
+    float | None, typer.Option(help="Exposure time of the reference [s].", rich_help_panel=_NOISE)
+]
 KernelSize = Annotated[
     str,
     typer.Option(
-        help="Odd side of the kernel [pixels], HEIGHTxWIDTH, or auto: 9 Gaussian widths of the target's stars.",
+        help="Odd side of the kernel [pixels], HEIGHTxWIDTH, or auto: 9 Gaussian widths of the "
+        "target's stars.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -149,15 +156,20 @@ Likelihood = Annotated[
     ),
 ]
 HuberC = Annotated[
-    float, typer.Option(help="Threshold c of the Huber loss [sigma].", rich_help_panel=_MODEL)
+    float | None,
+    typer.Option(
+        help="Threshold c of the Huber loss [sigma]; 1.345 if absent.", rich_help_panel=_MODEL
+    ),
 ]
 StudentNu = Annotated[
-    float, typer.Option(help="Degrees of freedom of Student's t.", rich_help_panel=_MODEL)
+    float | None,
+    typer.Option(help="Degrees of freedom of Student's t; 4 if absent.", rich_help_panel=_MODEL),
 ]
 Solver = Annotated[
     config.SolverName,
     typer.Option(
-        help="newton is exact and fast; adam-lbfgs is the paper's; normal-equations is iterated least squares (Bramich 2008).",
+        help="newton is exact and fast; adam-lbfgs is the paper's; normal-equations is iterated "
+        "least squares (Bramich 2008).",
         rich_help_panel=_FIT,
     ),
 ]
@@ -172,10 +184,12 @@ Tol = Annotated[
     ),
 ]
 LrBackground = Annotated[
-    float, typer.Option(help="adam-lbfgs: learning rate of B_0.", rich_help_panel=_FIT)
+    float | None,
+    typer.Option(help="adam-lbfgs: learning rate of B_0; 1 if absent.", rich_help_panel=_FIT),
 ]
 Iterations = Annotated[
-    int, typer.Option(min=1, help="normal-equations: rounds.", rich_help_panel=_FIT)
+    int | None,
+    typer.Option(min=1, help="normal-equations: rounds; 3 if absent.", rich_help_panel=_FIT),
 ]
 KSigma = Annotated[
     float | None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.io import fits
+from astropy.io.fits.verify import VerifyError
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS
 
 from .errors import ReadError, WriteError
 from .frame import Flag
+from .headers import parse_unit
 
 if TYPE_CHECKING:
     from .subtraction import Subtraction
@@ -40,19 +44,22 @@ def write(result: Subtraction, path: Path, overwrite: bool = False) -> Path:
     DIAGNOSTICS and FINDINGS.
     """
     check_writable(path, overwrite)
-    hdus = _hdus(result)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)  # long keywords of the target's metadata
+        hdus = _hdus(result)
     suffix = "".join(s for s in path.suffixes if s in (".fits", ".fit", ".gz", ".fz")) or ".fits"
     partial = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)  # long cards of the target's header
-            hdus.writeto(partial, overwrite=True, output_verify="silentfix")
+            hdus.writeto(partial, overwrite=True, output_verify="silentfix+ignore", checksum=True)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, VerifyError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise WriteError(
-            f"{path} could not be written ({error.strerror or error}); nothing was left behind. "
+            f"{path} could not be written ({reason}); nothing was left behind. "
             "Check the free space and the permissions of the folder."
         ) from error
     finally:
@@ -62,10 +69,20 @@ def write(result: Subtraction, path: Path, overwrite: bool = False) -> Path:
 
 def check_writable(path: Path, overwrite: bool) -> None:
     """Raise a WriteError now if ``path`` cannot be written later."""
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:
+        raise WriteError(
+            f"{str(path)[:60]!r} cannot be the name of a file ({error.args[-1]}); choose another."
+        ) from error
     if path.is_dir():
         raise WriteError(f"{path} is a folder; give the name of a file in it.")
-    if path.exists() and not overwrite:
-        raise WriteError(f"{path} exists already; choose another name or allow overwriting.")
+    if exists and not path.is_file():
+        raise WriteError(f"{path} is a device or a pipe; give the name of a plain file.")
+    if exists and not overwrite:
+        raise WriteError(
+            f"{path} exists already; choose another name or allow overwriting (--overwrite)."
+        )
     folder = path.parent
     if not folder.is_dir():
         raise WriteError(f"There is no folder {folder} to write {path.name} into; create it first.")
@@ -77,15 +94,17 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 def to_ccddata(result: Subtraction) -> CCDData:
     """The difference as CCDData; see :meth:`pytorchdia.Subtraction.to_ccddata`."""
-    unit = result.unit or "adu"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)  # long keywords of the target's metadata
+        meta = _clean(result.header)
     return CCDData(
         result.difference,
-        unit=unit,
+        unit=parse_unit(result.unit),
         uncertainty=VarianceUncertainty(result.variance),
         mask=result.mask,
         flags=result.flags,
-        wcs=result.wcs,
-        meta=_clean(result.header),
+        wcs=result.wcs if isinstance(result.wcs, WCS) else None,
+        meta=meta,
     )
 
 
@@ -94,8 +113,10 @@ def _hdus(result: Subtraction) -> fits.HDUList:
     header.extend(_own_cards(result), update=True)
     for line in _history(result):
         header.add_history(line)
-    world = result.wcs.to_header(relax=True) if result.wcs is not None else fits.Header()
-    header.extend(world, unique=True)
+    # Other kinds of WCS, such as those of sliced NDData, have no FITS header.
+    world = result.wcs.to_header(relax=True) if isinstance(result.wcs, WCS) else fits.Header()
+    if "CTYPE1" not in header:  # CDi_j of the target and PCi_j of ``world`` exclude each other
+        header.extend(world, update=True)
     variance_header = fits.Header(world, copy=True)
     unit = result.unit or "adu"
     variance_header["BUNIT"] = (
@@ -133,9 +154,9 @@ def _clean(header: Mapping[str, Any]) -> fits.Header:
     else:
         clean = fits.Header()
         for key, value in header.items():
-            if isinstance(value, (str, bool, int, float)) or value is None:
+            if isinstance(value, (str, bool, int, float, np.number)) or value is None:
                 try:
-                    clean[key] = value
+                    clean[str(key)] = value
                 except ValueError:
                     continue  # NaN, or text that no FITS card can hold
     for key in _STORAGE:
@@ -148,8 +169,8 @@ def _own_cards(result: Subtraction) -> list[tuple[str, Any, str]]:
     cards: list[tuple[str, Any, str]] = [
         ("DIAVERS", version("pytorchdia"), "pytorchdia version"),
         ("DIASTAT", result.status.name, "how the fit ended"),
-        ("DIATARG", result.settings["target"], "target"),
-        ("DIAREF", result.settings["reference"], "reference"),
+        ("DIATARG", _ascii(result.settings["target"]), "target"),
+        ("DIAREF", _ascii(result.settings["reference"]), "reference"),
         ("DIAP", result.scale, "photometric scale P, sum of the kernel"),
         ("DIAPERR", result.scale_error, "error of P"),
         ("DIAB0", float(result.background.coefficients[0]), "background B_0"),
@@ -167,7 +188,14 @@ def _own_cards(result: Subtraction) -> list[tuple[str, Any, str]]:
 def _history(result: Subtraction) -> list[str]:
     lines = ["pytorchdia: difference = target - (reference (x) kernel + background)"]
     lines += [f"pytorchdia: {name}: {value}" for name, value in result.settings.items()]
-    return lines + [f"pytorchdia: {finding}" for finding in result.findings]
+    lines += [f"pytorchdia: {finding}" for finding in result.findings]
+    return [_ascii(line) for line in lines]
+
+
+def _ascii(text: str) -> str:
+    """``text`` in the characters that FITS allows; others are written as backslash codes."""
+    escaped = text.encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
 
 
 def _parameters(result: Subtraction) -> Table:
@@ -192,12 +220,12 @@ def _parameters(result: Subtraction) -> Table:
 def _diagnostics(result: Subtraction) -> Table:
     rows = [("status", result.status.name)]
     rows += [(name, str(value)) for name, value in result.diagnostics.as_dict().items()]
-    rows += [(name, value) for name, value in result.settings.items()]
+    rows += [(name, _ascii(value)) for name, value in result.settings.items()]
     return Table(rows=rows, names=("NAME", "VALUE"))
 
 
 def _findings(result: Subtraction) -> Table:
-    rows = [(f.level, f.code, f.message) for f in result.findings]
+    rows = [(f.level, f.code, _ascii(f.message)) for f in result.findings]
     names = ("LEVEL", "CODE", "MESSAGE")
     return Table(rows=rows or None, names=names, dtype=("U7", "U32", "U600"))
 
@@ -234,15 +262,15 @@ def summarise(path: Path) -> Summary:
     ReadError
         The file cannot be read, or is no result of this package.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ReadError(f"There is no file {path}; check the path.")
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with _opened(path) as hdus:
             names = [h.name for h in hdus]
             if "PARAMETERS" not in names or "DIAGNOSTICS" not in names or "MASK" not in names:
                 raise ReadError(
-                    f"{path} is not a result of pytorchdia (it holds {', '.join(names)}); results are "
-                    "written by 'pytorchdia subtract'."
+                    f"{path} is not a result of pytorchdia (it holds {', '.join(names)}); results "
+                    "are written by 'pytorchdia subtract'."
                 )
             rows = [
                 (str(r["NAME"]), float(r["VALUE"]), float(r["ERROR"]), str(r["UNIT"]))
@@ -259,10 +287,22 @@ def summarise(path: Path) -> Summary:
                 ],
                 flagged={flag.meaning: int(((flags & flag) != 0).sum()) for flag in Flag},
             )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, ReadError):
-            raise
-        raise ReadError(f"{path} cannot be read as FITS ({error}); it may be damaged.") from error
+    except ReadError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AstropyWarning) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ReadError(f"{path} cannot be read as FITS ({reason}); it may be damaged.") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[fits.HDUList]:
+    """A FITS file; that it is truncated is an error, other peculiarities are not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        warnings.filterwarnings("error", message=".*truncated.*", category=AstropyWarning)
+        # Opened here, because astropy leaves damaged files open.
+        with open(path, "rb") as file, fits.open(file, memmap=False) as hdus:
+            yield hdus
 
 
 def _shape(hdu: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arrays import Image
+from .arrays import Image, Mask
 from .background import PolynomialBackground
 from .errors import (
     ConvergenceWarning,
@@ -35,7 +36,7 @@ from .metrics import mean_fit_bias, mean_fit_variance, robust_scale
 from .noise import NoiseModel
 from .objective import Objective
 from .penalty import Penalty
-from .solvers import Newton, Solution, Solver
+from .solvers import Newton, Solution, Solver, flat_start
 from .solvers.base import OnStep
 from .subtraction import Background, Diagnostics, Subtraction
 
@@ -112,19 +113,13 @@ def subtract(
         A path cannot be read.
     """
     started = time.perf_counter()
-    target_frame = as_frame(target, mask=mask)
-    reference_frame = as_frame(reference)
-    where = _device(device)
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    _require_kinds(kernel, background, noise, likelihood, penalty, solver, reference_noise)
+    target_frame, reference_frame = as_frame(target, mask=mask), as_frame(reference)
     require_same_shape(target_frame, reference_frame)
     flags = _combined_flags(target_frame, reference_frame, kernel)
-    level = (
-        reference_level(reference_frame)
-        if reference_background is None
-        else float(reference_background)
-    )
-    _require_structure(target_frame, reference_frame, flags)
+    _require_structure(target_frame, flags == 0, "target")
+    _require_structure(reference_frame, ~reference_frame.mask, "reference")
+    level = _reference_level(reference_frame, reference_background)
     noise_findings: tuple[Finding, ...] = ()
     if noise is None:
         noise, noise_findings = default_noise(target_frame)
@@ -132,17 +127,14 @@ def subtract(
         reference_noise, more = _known_noise(reference_frame)
         noise_findings += more
 
-    image_model = ImageModel(
-        torch.where(reference_frame.mask, 0.0, reference_frame.data - level).to(where),
-        kernel,
-        background,
-    )
+    where, precision = _device(device), _precision(dtype)
+    flat_reference = torch.where(reference_frame.mask, 0.0, reference_frame.data - level)
     objective = Objective(
-        image_model, target_frame.data.to(where), (flags == 0).to(where), noise, likelihood,
-        penalty, dtype,
+        ImageModel(flat_reference.to(where), kernel, background),
+        target_frame.data.to(where), (flags == 0).to(where), noise, likelihood, penalty, precision,
     )  # fmt: skip
     _require_enough_pixels(objective, target_frame, reference_frame)
-    _check_variance(objective, target_frame)
+    _check_variance(objective)
 
     solution = solver.solve(objective, on_step=on_step)
     if solution.clipped is not None:
@@ -172,6 +164,57 @@ def require_same_shape(target: Frame, reference: Frame) -> None:
         )
 
 
+def _require_kinds(
+    kernel: Any,
+    background: Any,
+    noise: Any,
+    likelihood: Any,
+    penalty: Any,
+    solver: Any,
+    reference_noise: Any,
+) -> None:
+    """Raise an InputError for a number or a name where an object is needed."""
+    for name, value, kind, optional in (
+        ("kernel", kernel, KernelModel, False),
+        ("background", background, PolynomialBackground, False),
+        ("noise", noise, NoiseModel, True),
+        ("likelihood", likelihood, Likelihood, False),
+        ("penalty", penalty, Penalty, True),
+        ("solver", solver, Solver, False),
+        ("reference_noise", reference_noise, NoiseModel, True),
+    ):
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise InputError(
+                f"{name} must be a {kind.__name__}, got {value!r}; for instance "
+                f"subtract(target, reference, {name}={_EXAMPLES[name]})."
+            )
+
+
+_EXAMPLES = {
+    "kernel": "DeltaKernel(19)",
+    "background": "PolynomialBackground(1)",
+    "noise": "CCDNoise(read_noise=5.0, gain=1.5)",
+    "likelihood": "Huber()",
+    "penalty": "LaplacianPenalty(1.0)",
+    "solver": "Newton()",
+    "reference_noise": "CCDNoise(read_noise=5.0, gain=1.5)",
+}
+
+
+def _reference_level(reference: Frame, given: float | None) -> float:
+    if given is None:
+        return reference_level(reference)
+    if not math.isfinite(given):
+        raise InputError(f"The reference background must be a finite number, got {given}.")
+    return float(given)
+
+
+def _precision(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    return dtype
+
+
 def _device(device: str | torch.device) -> torch.device:
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -192,15 +235,16 @@ def _combined_flags(target: Frame, reference: Frame, kernel: KernelModel) -> tor
     return with_flag(flags, grow(reference.mask, kernel.half_shape), Flag.REFERENCE)
 
 
-def _require_structure(target: Frame, reference: Frame, flags: torch.Tensor) -> None:
+def _require_structure(frame: Frame, use: Mask, role: str) -> None:
     """An image of one single value tells nothing of a kernel."""
-    for role, frame in (("target", target), ("reference", reference)):
-        good = frame.data[~frame.mask]
-        if len(good) and float(good.min()) == float(good.max()):
-            raise FlatImageError(
-                f"The {role} ({frame.name}) is constant: all its {len(good)} good pixels are "
-                f"{float(good[0]):g}. Check that the right image was read."
-            )
+    values = frame.data[use]
+    if len(values) and float(values.min()) == float(values.max()):
+        saturated = int(((frame.flags & Flag.SATURATED) != 0).sum())
+        raise FlatImageError(
+            f"The {role} ({frame.name}) is constant: all its {len(values)} usable pixels are "
+            f"{float(values[0]):g} ({saturated} more are taken as saturated). Check that the right "
+            "image was read, and the saturation level."
+        )
 
 
 def _require_enough_pixels(objective: Objective, target: Frame, reference: Frame) -> None:
@@ -216,20 +260,22 @@ def _require_enough_pixels(objective: Objective, target: Frame, reference: Frame
     )
 
 
-def _check_variance(objective: Objective, target: Frame) -> None:
-    """The noise model must give a positive finite variance at the target's own values."""
-    variance = objective.noise.variance(objective.target)
-    if variance.shape != objective.target.shape:
-        raise NoiseModelError(
-            f"The noise model gives a variance of shape {tuple(variance.shape)} for an image of "
-            f"shape {target.shape}; it must work pixel by pixel."
-        )
-    bad = objective.use & ~((variance > 0) & torch.isfinite(variance))
-    if bad.any():
-        raise NoiseModelError(
-            f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a variance "
-            "that is not positive and finite; check gain, read noise and variance image."
-        )
+def _check_variance(objective: Objective) -> None:
+    """The noise model must give a variance at the target's values and where the fit starts."""
+    for model in (objective.target, objective.model.mv(flat_start(objective))):
+        variance = objective.noise.variance(model)
+        if variance.shape != model.shape:
+            raise NoiseModelError(
+                f"The noise model gives a variance of shape {tuple(variance.shape)} for an image "
+                f"of shape {tuple(model.shape)}; it must work pixel by pixel."
+            )
+        bad = objective.use & ~((variance > 0) & torch.isfinite(variance))
+        if bad.any():
+            raise NoiseModelError(
+                f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a "
+                "variance that is not positive and finite; check gain, read noise and variance "
+                "image, and give a noise model of your own a floor."
+            )
 
 
 def _known_noise(reference: Frame) -> tuple[NoiseModel | None, tuple[Finding, ...]]:
@@ -275,15 +321,16 @@ def _assemble(
     use = objective.use.cpu()
     dark = use & (image <= image[use].median())
     scale_of_sky = robust_scale((difference / variance.sqrt())[dark])
+    out, range_findings = _image_dtype(objective.dtype, variance[has_data])
     findings = (
         *target.findings, *reference.findings, *noise_findings, *solution.findings,
-        *errors.findings, *_findings_of_fit(objective, solution, scale_of_sky),
+        *errors.findings, *range_findings,
+        *_findings_of_fit(objective, solution, errors, normalised, scale_of_sky),
     )  # fmt: skip
     n_k = model.kernel.n_params
     covariance = errors.covariance.cpu().numpy()
     coefficients = theta.cpu().numpy()
     dof = objective.n_data - model.n_params
-    out = np.float32 if objective.dtype == torch.float32 else np.float64
     return Subtraction(
         difference=difference.numpy().astype(out),
         variance=variance.numpy().astype(out),
@@ -347,38 +394,74 @@ def _reference_variance(
     return through.convolve(model.kernel_image(theta) ** 2).clamp(min=0.0)
 
 
+def _image_dtype(
+    dtype: torch.dtype, variance: torch.Tensor
+) -> tuple[type[np.floating[Any]], tuple[Finding, ...]]:
+    """float32 for the images of a float32 fit, unless their variances do not fit into it."""
+    if dtype == torch.float64:
+        return np.float64, ()
+    if not len(variance) or (float(variance.min()) > 1e-36 and float(variance.max()) < 1e36):
+        return np.float32, ()
+    finding = Finding(
+        "float64-images",
+        f"The variances lie between {float(variance.min()):.1e} and {float(variance.max()):.1e}, "
+        "beyond the range of float32; the images are float64.",
+    )
+    return np.float64, (finding,)
+
+
 def _findings_of_fit(
-    objective: Objective, solution: Solution, residual_scale: float
+    objective: Objective,
+    solution: Solution,
+    errors: Uncertainty,
+    normalised: Image,
+    residual_scale: float,
 ) -> tuple[Finding, ...]:
-    findings = []
+    found = (
+        _status_finding(objective, solution, normalised),
+        _scale_finding(objective, solution, errors),
+        _residual_finding(residual_scale),
+    )
+    return tuple(finding for finding in found if finding is not None)
+
+
+def _status_finding(objective: Objective, solution: Solution, normalised: Image) -> Finding | None:
+    if solution.status.ok:
+        return None
+    sizes = torch.where(objective.use, normalised.abs().nan_to_num(nan=torch.inf), 0.0)
+    y, x = divmod(int(sizes.argmax()), sizes.shape[1])
+    message = (
+        f"{solution.status.value} The pixel furthest from the model is x = {x}, y = {y}, by "
+        f"{float(sizes.max()):.3g} sigma."
+    )
+    return Finding(solution.status.name.lower().replace("_", "-"), message, "warning")
+
+
+def _scale_finding(objective: Objective, solution: Solution, errors: Uncertainty) -> Finding | None:
     scale = float(objective.model.scale(solution.theta))
-    if not solution.status.ok:
-        findings.append(
-            Finding(
-                solution.status.name.lower().replace("_", "-"), solution.status.value, "warning"
-            )
-        )
-    if not scale > 0:
-        findings.append(
-            Finding(
-                "scale-not-positive",
-                f"The photometric scale P is {scale:.3g}; it must be positive. There is too little "
-                "signal in common (few stars, wrong field, no registration) to learn a kernel.",
-                "warning",
-            )
-        )
+    error = errors.error_of(objective.model.scale_gradient())
+    if scale > 3.0 * error:
+        return None
+    return Finding(
+        "scale-uncertain",
+        f"The photometric scale P is {scale:.3g} with an error of {error:.2g}; it must be positive "
+        "and well known. There is too little signal in common to learn a kernel: few stars, "
+        "another field, or no registration.",
+        "warning",
+    )
+
+
+def _residual_finding(residual_scale: float) -> Finding | None:
     low, high = _SKY_SCALE
-    if not low <= residual_scale <= high:
-        findings.append(
-            Finding(
-                "residual-scale",
-                f"On the darker half of the frame the difference scatters by {residual_scale:.2f} "
-                "times what its variance says; the noise model does not describe these images "
-                "(resampling, wrong gain, unknown noise of the reference).",
-                "warning",
-            )
-        )
-    return tuple(findings)
+    if low <= residual_scale <= high:
+        return None
+    return Finding(
+        "residual-scale",
+        f"On the darker half of the frame the difference scatters by {residual_scale:.2f} times "
+        "what its variance says; the noise model does not describe these images (resampling, "
+        "wrong gain, unknown noise of the reference).",
+        "warning",
+    )
 
 
 _WARNING_OF_CODE = {

@@ -67,7 +67,7 @@ def test_eso_frames_of_equal_exposure_and_seeing_have_scale_one(subtract_files):
 def test_an_empty_template_is_called_out(subtract_files):
     # A moving object on an empty template: nothing to learn a kernel from.
     run = subtract_files(*PAIRS[MOVING.split("_")[1]])
-    assert "scale-not-positive" in codes(run) or run.outcome["scale_error"] > 0.3
+    assert "scale-uncertain" in codes(run)
 
 
 def test_saturated_blends_are_called_out(subtract_files):

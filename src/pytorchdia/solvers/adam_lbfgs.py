@@ -54,8 +54,9 @@ class AdamLBFGS(Solver):
 
     def __post_init__(self) -> None:
         for name in ("lr_kernel", "lr_background", "tol", "tol_gradient"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"AdamLBFGS needs a finite {name} > 0, got {value}.")
 
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arrays import Image, Params
-from ..errors import Finding, Status
+from ..errors import Finding, InputError, Status
 from ..linalg import Factor, factorise
 from ..objective import Objective, PixelTerms
 from .base import OnStep, Solution, Solver, Step, flat_start, singular_finding
@@ -49,6 +49,12 @@ class Newton(Solver):
 
     tol: float = 1e-6
     max_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if not (self.tol > 0 and math.isfinite(self.tol)):
+            raise InputError(f"Newton needs a finite tol > 0, got {self.tol}; 1e-6 is usual.")
+        if self.max_steps < 1:
+            raise InputError(f"Newton needs at least 1 step, got max_steps = {self.max_steps}.")
 
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None

@@ -12,7 +12,7 @@ from ..errors import InputError, Status
 from ..likelihood import Gaussian
 from ..linalg import factorise
 from ..objective import Objective
-from .base import OnStep, Solution, Solver, Step, singular_finding
+from .base import OnStep, Solution, Solver, Step, flat_start, singular_finding
 
 __all__ = ["NormalEquations"]
 
@@ -53,7 +53,7 @@ class NormalEquations(Solver):
             )
         model = objective.target if theta0 is None else objective.model.mv(theta0)
         clipped = torch.zeros_like(objective.use)
-        jitter, theta = 0.0, torch.zeros(objective.model.n_params)
+        jitter, theta = 0.0, flat_start(objective)
         for number in range(1, self.iterations + 1):
             variance = objective.variance(model)
             if self.k_sigma is not None and number == self.iterations and number > 1:
@@ -63,7 +63,7 @@ class NormalEquations(Solver):
             weight = torch.where(objective.use, 1.0 / variance, 0.0)
             factor = factorise(objective.hessian(weight, torch.float64))
             if factor is None:
-                return Solution(theta, Status.NOT_FINITE, math.inf, number, number, None, None, ())
+                return Solution(theta, Status.NOT_FINITE, math.inf, number - 1, number)
             jitter = max(jitter, factor.jitter)
             rhs = objective.model.rmv(weight * objective.target)
             theta = factor.solve(rhs)
