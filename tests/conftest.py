@@ -17,6 +17,13 @@ from scipy.ndimage import correlate
 from pytorchdia import cli
 from pytorchdia.simulate import Stars, draw_stars, render_gaussian
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors in the tests, but for those that the package gives on purpose."""
+    ours = "ignore::pytorchdia.errors.PyTorchDIAWarning"
+    config.addinivalue_line("filterwarnings", ours)
+
+
 FloatArray = NDArray[np.float64]
 
 SHAPE = (64, 72)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from pytorchdia import Gaussian, Huber, InputError, StudentT
 from pytorchdia.testing import check_likelihood
 
-LIKELIHOODS = [Gaussian(), Huber(), Huber(0.5), Huber(4.0), StudentT(), StudentT(1.0), StudentT(30)]
+LIKELIHOODS = [
+    Gaussian(),
+    Huber(),
+    Huber(0.5),
+    Huber(4.0),
+    StudentT(),
+    StudentT(1.0),
+    StudentT(30.0),
+]
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=repr)
@@ -61,7 +69,7 @@ def test_student_becomes_gaussian_as_nu_grows():
     assert StudentT(1e7).log_norm == pytest.approx(Gaussian().log_norm, abs=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda: Huber(0.0), lambda: Huber(-1), lambda: StudentT(0.0)])
+@pytest.mark.parametrize("make", [lambda: Huber(0.0), lambda: Huber(-1.0), lambda: StudentT(0.0)])
 def test_thresholds_out_of_range_are_refused(make):
     with pytest.raises(InputError, match="needs a finite"):
         make()

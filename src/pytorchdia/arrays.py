@@ -14,6 +14,7 @@ type          shape           meaning
 ``Params``    ``(p,)``        theta = (kernel coefficients, background coefficients)
 ``Matrix``    ``(p, p)``      a normal matrix, a Hessian or a covariance
 ``Scalar``    ``()``          one number as a tensor
+``Pixels``    any             values that are treated one by one, whatever their shape
 ============  ==============  =====================================================================
 """
 
@@ -26,8 +27,9 @@ Image = Float[Tensor, "h w"]
 Mask = Bool[Tensor, "h w"]
 Flags = Int[Tensor, "h w"]
 Kernel = Float[Tensor, "ky kx"]
-Params = Float[Tensor, " p"]
+Params = Float[Tensor, "_"]
 Matrix = Float[Tensor, "p p"]
 Scalar = Float[Tensor, ""]
+Pixels = Float[Tensor, "*shape"]
 
-__all__ = ["Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Scalar"]
+__all__ = ["Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Pixels", "Scalar"]

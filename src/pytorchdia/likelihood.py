@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .arrays import Image
+from .arrays import Pixels
 from .errors import InputError
 
 __all__ = ["Gaussian", "Huber", "Likelihood", "StudentT"]
@@ -23,7 +23,7 @@ class Likelihood(ABC):
     """Base of all pixel likelihoods: implement :meth:`rho` and :attr:`log_norm`."""
 
     @abstractmethod
-    def rho(self, z: Image) -> Image:
+    def rho(self, z: Pixels) -> Pixels:
         """Loss of a normalised residual ``z`` (any shape), zero at ``z = 0`` (eq 12).
 
         Written in torch operations that act on each element by itself.
@@ -34,14 +34,14 @@ class Likelihood(ABC):
     def log_norm(self) -> float:
         """Ln of the integral of exp(-rho(z)) over z: the constant Q/N of eq 13-14."""
 
-    def nll(self, residual: Image, variance: Image) -> Image:
+    def nll(self, residual: Pixels, variance: Pixels) -> Pixels:
         """Negative log-likelihood of each pixel (eq 8 and 13, with its constant).
 
         Parameters
         ----------
-        residual : Image
+        residual : Pixels
             I - M [ADU].
-        variance : Image
+        variance : Pixels
             sigma^2 [ADU^2], positive.
         """
         return self.rho(residual / variance.sqrt()) + 0.5 * variance.log() + self.log_norm
@@ -51,7 +51,7 @@ class Likelihood(ABC):
 class Gaussian(Likelihood):
     """The normal distribution (eq 4, 8)."""
 
-    def rho(self, z: Image) -> Image:
+    def rho(self, z: Pixels) -> Pixels:
         return 0.5 * z**2
 
     @property
@@ -78,7 +78,7 @@ class Huber(Likelihood):
                 f"Huber needs a finite c > 0, got {self.c}; 1.345 is the usual choice."
             )
 
-    def rho(self, z: Image) -> Image:
+    def rho(self, z: Pixels) -> Pixels:
         a = z.abs()
         return torch.where(a <= self.c, 0.5 * z**2, self.c * (a - 0.5 * self.c))
 
@@ -104,7 +104,7 @@ class StudentT(Likelihood):
         if not (self.nu > 0 and math.isfinite(self.nu)):
             raise InputError(f"StudentT needs a finite nu > 0, got {self.nu}; 4 is a usual choice.")
 
-    def rho(self, z: Image) -> Image:
+    def rho(self, z: Pixels) -> Pixels:
         return 0.5 * (self.nu + 1) * torch.log1p(z**2 / self.nu)
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Image
+from .arrays import Pixels
 from .errors import NoiseModelError
 
 __all__ = ["CCDNoise", "EMCCDNoise", "FixedVariance", "NoiseModel"]
@@ -26,7 +26,7 @@ class NoiseModel(ABC):
     """Base of all noise models: implement :meth:`variance`."""
 
     @abstractmethod
-    def variance(self, model: Image) -> Image:
+    def variance(self, model: Pixels) -> Pixels:
         """sigma^2_ij [ADU^2] of a pixel whose noiseless value is ``model`` [ADU].
 
         Written in torch operations that act on each element by itself; positive and finite.
@@ -43,7 +43,7 @@ class SummedNoise(NoiseModel):
     first: NoiseModel
     second: NoiseModel
 
-    def variance(self, model: Image) -> Image:
+    def variance(self, model: Pixels) -> Pixels:
         return self.first.variance(model) + self.second.variance(model)
 
 
@@ -86,7 +86,7 @@ class CCDNoise(NoiseModel):
             f"{_with_flat(self.flat)})"
         )
 
-    def variance(self, model: Image) -> Image:
+    def variance(self, model: Pixels) -> Pixels:
         photons = (model + self.offset).clamp(min=1.0 / self.gain)
         if self.flat is None:
             return self.read_noise**2 + photons / self.gain
@@ -128,36 +128,35 @@ class EMCCDNoise(NoiseModel):
             f"EMCCDNoise(total_gain={self.total_gain}, excess={self.excess}{_with_flat(self.flat)})"
         )
 
-    def variance(self, model: Image) -> Image:
+    def variance(self, model: Pixels) -> Pixels:
         photons = model.clamp(min=1.0 / self.total_gain)
         flat = 1.0 if self.flat is None else _like(self.flat, model, "flat")
         return self.excess * photons / (self.total_gain * flat)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class FixedVariance(NoiseModel):
     """A variance that is known beforehand and does not depend on the model.
 
     Parameters
     ----------
-    image : float or array_like
+    variance : float or array_like
         sigma^2 [ADU^2], one number or (h, w), positive. Pixels without a valid variance belong in
         the mask of the frame, not here.
     """
 
-    image: Any
+    image: Tensor
 
-    def __post_init__(self) -> None:
-        if np.ndim(self.image) == 0:
-            _require("variance [ADU^2]", float(self.image), minimum=0.0)
-            object.__setattr__(self, "image", torch.tensor(float(self.image), dtype=torch.float64))
-        else:
-            object.__setattr__(self, "image", _positive_image("variance", self.image))
+    def __init__(self, variance: Any) -> None:
+        if np.ndim(variance) == 0:
+            _require("variance [ADU^2]", float(variance), minimum=0.0)
+            variance = torch.tensor(float(variance), dtype=torch.float64)
+        object.__setattr__(self, "image", _positive_image("variance", variance))
 
     def __repr__(self) -> str:
         return f"FixedVariance({_described(self.image)})"
 
-    def variance(self, model: Image) -> Image:
+    def variance(self, model: Pixels) -> Pixels:
         return _like(self.image, model, "variance").expand_as(model)
 
 
@@ -194,7 +193,7 @@ def _positive_image(name: str, values: Any) -> Tensor | None:
     return image
 
 
-def _like(values: Tensor, model: Image, name: str) -> Tensor:
+def _like(values: Tensor, model: Pixels, name: str) -> Tensor:
     if values.ndim and values.shape != model.shape:
         raise NoiseModelError(
             f"The {name} has shape {tuple(values.shape)} but the image has shape "
