@@ -9,6 +9,7 @@ from pytorchdia.background import PolynomialBackground
 from pytorchdia.fisher import fisher_information, uncertainty, validity_findings
 from pytorchdia.image_model import ImageModel
 from pytorchdia.kernel import gaussian_kernel
+from pytorchdia.objective import Objective
 from pytorchdia.simulate import READ_NOISE, simulate_pair
 from pytorchdia.solvers import Newton
 from pytorchdia.testing import example_objective
@@ -31,8 +32,9 @@ def test_covariance_is_its_inverse_and_error_of_scale_has_all_covariances():
         identity, torch.eye(len(theta), dtype=torch.float64), atol=1e-7, rtol=0
     )
     kernel = result.covariance[:15, :15]
-    error = result.error_of(o.model.scale_gradient())
-    assert error == pytest.approx(float(kernel.sum().sqrt()), rel=1e-9)
+    assert result.scale == pytest.approx(float(kernel.sum().sqrt()), rel=1e-9)
+    background = result.covariance.diagonal()[15:].sqrt()
+    assert result.background == pytest.approx(background.tolist(), rel=1e-9)
     assert result.valid
 
 
@@ -44,6 +46,29 @@ def test_a_covariance_that_is_not_positive_definite_is_found():
     assert codes == ["covariance-determinant", "covariance-eigenvalues"]
     two_negative = torch.block_diag(one_negative, one_negative)  # the determinant is positive
     assert [f.code for f in validity_findings(two_negative)] == ["covariance-eigenvalues"]
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+@pytest.mark.parametrize("likelihood", [Gaussian(), StudentT()], ids=repr)
+def test_errors_without_the_matrix_equal_those_of_its_inverse(likelihood, degree):
+    background = PolynomialBackground(degree)
+    o = example_objective(CCDNoise(5.0), likelihood, (60, 54), background=background)
+    theta = Newton().solve(o).theta
+    quick, slow = uncertainty(o, theta, full=False), uncertainty(o, theta)
+    assert quick.covariance is None
+    assert quick.scale == pytest.approx(slow.scale, rel=1e-6)
+    assert quick.background == pytest.approx(slow.background, rel=1e-6)
+
+
+def test_errors_of_a_singular_fit_come_from_the_matrix_after_all():
+    pair = simulate_pair(21, (90, 84), phi_r=4.0, phi_k=1.0, reference_noise=0.0)
+    reference = torch.from_numpy(pair.reference - np.median(pair.reference))
+    model = ImageModel(reference, DeltaKernel(15), PolynomialBackground())
+    target = torch.from_numpy(pair.target)
+    o = Objective(model, target, model.valid, CCDNoise(5.0), Gaussian())
+    result = uncertainty(o, Newton().solve(o).theta, full=False)
+    assert result.covariance is None
+    assert "fisher-singular" in [f.code for f in result.findings]
 
 
 def pulls_of_one_pair(seed, shape=(72, 64), size=7):

@@ -74,6 +74,35 @@ def test_gram_equals_the_dense_product(seed, shape, size, degree):
     np.testing.assert_allclose(model.gram(weight).numpy(), dense.numpy(), atol=1e-12 * scale)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), shape=SHAPES, size=SIZES, degree=st.integers(0, 2))
+def test_gram_product_is_the_gram_times_a_vector(seed, shape, size, degree):
+    model, theta, rng = random_model(seed, shape, size, degree)
+    weight = torch.where(model.valid, torch.from_numpy(rng.normal(size=shape)), 0.0)
+    expected = model.gram(weight) @ theta
+    scale = float(expected.abs().max())
+    np.testing.assert_allclose(
+        model.gram_product(weight, theta).numpy(), expected.numpy(), atol=1e-9 * scale + 1e-9
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), shape=SHAPES, size=SIZES, degree=st.integers(0, 2))
+def test_gram_toeplitz_is_positive_and_close_to_the_gram_of_uniform_weights(
+    seed, shape, size, degree
+):
+    model, theta, rng = random_model(seed, shape, size, degree)
+    weight = torch.where(model.valid, torch.from_numpy(rng.uniform(0.5, 2, shape)), 0.0)
+    toeplitz = model.gram_toeplitz(weight)
+    np.testing.assert_allclose(toeplitz, toeplitz.T, rtol=1e-9, atol=1e-6)
+    assert float(theta @ toeplitz @ theta) > 0
+    assert float(toeplitz[-1, -1]) == pytest.approx(float(model.gram(weight)[-1, -1]))
+    centre = model.kernel.n_params // 2  # no shift, no approximation
+    assert float(toeplitz[centre, centre]) == pytest.approx(
+        float(model.gram(weight)[centre, centre])
+    )
+
+
 def test_gram_by_small_blocks_equals_gram_at_once(monkeypatch):
     model, _, rng = random_model(5, (40, 31), (3, 5), 1)
     weight = torch.from_numpy(rng.uniform(size=(40, 31)))

@@ -27,6 +27,7 @@ from pytorchdia.linalg import factorise
 from pytorchdia.objective import Objective
 from pytorchdia.simulate import simulate_pair
 from pytorchdia.solvers import flat_start, gaussian_start
+from pytorchdia.solvers.conjugate_gradients import conjugate_gradients
 from pytorchdia.testing import example_objective
 
 NOISES = {
@@ -97,6 +98,57 @@ def test_precision_of_the_matrix_does_not_move_the_answer():
         for d in (torch.float32, torch.float64)
     )
     torch.testing.assert_close(coarse.theta, fine.theta, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+@pytest.mark.parametrize("make_noise", NOISES.values(), ids=NOISES)
+def test_newton_without_the_matrix_equals_its_slow_twin(make_noise, likelihood, dtype):
+    pair = simulate_pair(23, (70, 62))
+    o = objective_of(pair, make_noise(pair), likelihood, degree=1, dtype=dtype)
+    fast, slow = Newton().solve(o), Newton(matrix_free=False).solve(o)
+    assert fast.status is slow.status is Status.CONVERGED
+    assert not fast.findings  # no fallback
+    assert fast.loss == pytest.approx(slow.loss, abs=1e-6)
+    scale = o.model.scale
+    assert float(scale(fast.theta)) == pytest.approx(float(scale(slow.theta)), abs=1e-7)
+
+
+def test_a_large_rectangular_frame_converges_without_the_matrix():
+    pair = simulate_pair(24, (300, 410))
+    o = objective_of(pair, CCDNoise(5.0), size=15, degree=1, dtype=torch.float32)
+    fast, slow = Newton().solve(o), Newton(matrix_free=False).solve(o)
+    assert fast.steps <= 8
+    assert fast.loss == pytest.approx(slow.loss, abs=1e-3)
+    scale = o.model.scale
+    assert float(scale(fast.theta)) == pytest.approx(float(scale(slow.theta)), abs=1e-6)
+
+
+def test_a_masked_half_and_saturated_stars_converge_without_the_matrix():
+    pair = simulate_pair(25, (200, 180), phi_r=1.2)
+    o = objective_of(pair, CCDNoise(5.0), size=11, dtype=torch.float32)
+    use = o.use.clone()
+    use[:, 90:] = False
+    use &= o.target < torch.quantile(o.target, 0.995)
+    o = dataclasses.replace(o, use=use)
+    fast, slow = Newton().solve(o), Newton(matrix_free=False).solve(o)
+    assert fast.status is Status.CONVERGED
+    assert fast.loss == pytest.approx(slow.loss, abs=1e-3)
+
+
+def test_conjugate_gradients_tell_when_they_fail():
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(30, 30, generator=generator, dtype=torch.float64)
+    matrix = root @ root.T + torch.eye(30, dtype=torch.float64)
+    rhs = torch.randn(30, generator=generator, dtype=torch.float64)
+    plain = factorise(torch.eye(30, dtype=torch.float64))
+    good = conjugate_gradients(lambda v: matrix @ v, rhs, plain, 1e-10, 200)
+    assert good.solved
+    torch.testing.assert_close(matrix @ good.solution, rhs, rtol=1e-7, atol=1e-7)
+    assert not conjugate_gradients(lambda v: matrix @ v, rhs, plain, 1e-10, 3).solved
+    assert not conjugate_gradients(lambda v: -matrix @ v, rhs, plain, 1e-10, 200).solved
+    exact = conjugate_gradients(lambda v: matrix @ v, rhs, factorise(matrix), 1e-10, 200)
+    assert exact.iterations <= 2
 
 
 @pytest.mark.parametrize("start", [flat_start, lambda o: gaussian_start(o, 1.3)])

@@ -104,6 +104,7 @@ def subtract(
     lr_background: o.LrBackground = None,
     iterations: o.Iterations = None,
     k_sigma: o.KSigma = None,
+    covariance: o.Covariance = True,
     device: o.Device = "auto",
     dtype: o.Dtype = DtypeName.FLOAT32,
 ) -> None:
@@ -146,7 +147,7 @@ def subtract(
             target_frame, reference_frame, kernel=kernel,
             background=PolynomialBackground(background_degree), noise=noise, likelihood=loss,
             penalty=penalty, solver=chosen_solver, reference_background=reference_background,
-            device=device, dtype=dtype.dtype, on_step=on_step,
+            covariance=covariance, device=device, dtype=dtype.dtype, on_step=on_step,
         )  # fmt: skip
     written = [result.write(output, overwrite=overwrite)]
     if plot_file is not None:

@@ -10,32 +10,35 @@ from .arrays import Matrix, Params
 from .errors import Finding
 from .linalg import factorise
 from .objective import Objective
+from .solvers.conjugate_gradients import conjugate_gradients
 
 __all__ = ["Uncertainty", "fisher_information", "uncertainty", "validity_findings"]
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Covariance of theta, and what the tests of section 2.5 say about it.
+    """Errors of the fitted parameters, and what the tests of section 2.5 say about them.
 
     Attributes
     ----------
-    covariance : Matrix
-        Sigma of eq 16, (p, p), float64.
+    scale : float
+        Error of P, sqrt(1' Sigma 1) over the kernel pixels.
+    background : tuple of float
+        Errors of the background coefficients [ADU].
+    covariance : Matrix or None
+        Sigma of eq 16, (p, p), float64; None if it was not asked for.
     findings : tuple of Finding
     """
 
-    covariance: Matrix
+    scale: float
+    background: tuple[float, ...]
+    covariance: Matrix | None
     findings: tuple[Finding, ...]
 
     @property
     def valid(self) -> bool:
         """Whether all tests were passed."""
         return not self.findings
-
-    def error_of(self, gradient: Params) -> float:
-        """Error of a linear function of theta with this gradient: sqrt(g' Sigma g)."""
-        return float((gradient @ self.covariance @ gradient).clamp(min=0.0).sqrt())
 
 
 def fisher_information(objective: Objective, theta: Params) -> Matrix:
@@ -48,26 +51,72 @@ def fisher_information(objective: Objective, theta: Params) -> Matrix:
     return objective.hessian(terms.curvature, torch.float64)
 
 
-def uncertainty(objective: Objective, theta: Params) -> Uncertainty:
-    """Invert the Fisher information (eq 16) and test the result (section 2.5)."""
-    information = fisher_information(objective, theta)
+def uncertainty(objective: Objective, theta: Params, full: bool = True) -> Uncertainty:
+    """Errors from the inverse of the Fisher information (eq 16, 17).
+
+    Parameters
+    ----------
+    objective : Objective
+    theta : Params
+        The solution.
+    full : bool
+        False leaves out the covariance matrix and its tests: the errors of P and of the background
+        are then found without the matrix, by conjugate gradients, which is quicker for large
+        frames. Where that fails the matrix is computed after all.
+    """
+    if not full:
+        quick = _without_matrix(objective, theta)
+        if quick is not None:
+            return quick
+    covariance, findings = _invert(fisher_information(objective, theta))
+    scale, *background = (
+        float((g @ covariance @ g).clamp(min=0.0).sqrt()) for g in _gradients(objective)
+    )
+    return Uncertainty(scale, tuple(background), covariance if full else None, findings)
+
+
+def _gradients(objective: Objective) -> list[Params]:
+    """d/dtheta of P and of each background coefficient."""
+    model = objective.model
+    unit = torch.eye(model.n_params, dtype=torch.float64, device=objective.target.device)
+    return [model.scale_gradient(), *unit[model.kernel.n_params :]]
+
+
+def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
+    """Eq 16 and the tests of section 2.5."""
     factor = factorise(information)
     if factor is None:
-        covariance = torch.linalg.pinv(information, hermitian=True)
-        return Uncertainty(covariance, validity_findings(covariance))
+        covariance = torch.linalg.pinv(information.nan_to_num(), hermitian=True)
+        return covariance, validity_findings(covariance)
     covariance = factor.inverse()
     findings = validity_findings(covariance)
     if factor.jitter:
-        findings += (
-            Finding(
-                "fisher-singular",
-                f"The Fisher information is singular to working precision ({factor.jitter:.0e} of "
-                "its diagonal was added to invert it); the errors of single kernel pixels are "
-                "only lower bounds. Try a smaller kernel or a penalty.",
-                "warning",
-            ),
+        finding = Finding(
+            "fisher-singular",
+            f"The Fisher information is singular to working precision ({factor.jitter:.0e} of "
+            "its diagonal was added to invert it); the errors of single kernel pixels are "
+            "only lower bounds. Try a smaller kernel or a penalty.",
+            "warning",
         )
-    return Uncertainty(covariance, findings)
+        findings += (finding,)
+    return covariance, findings
+
+
+def _without_matrix(objective: Objective, theta: Params) -> Uncertainty | None:
+    """G' H^-1 g for the gradients of P and of the background; None if H is not safely regular."""
+    curvature = objective.pixel_terms(objective.model.mv(theta)).curvature
+    factor = factorise(objective.preconditioner(curvature.abs()), 0.0, least_pivot=1e-9)
+    if factor is None:
+        return None
+    errors = []
+    for gradient in _gradients(objective):
+        result = conjugate_gradients(
+            lambda v: objective.hessian_product(curvature, v), gradient, factor, 1e-5, 200
+        )
+        if not result.solved:
+            return None
+        errors.append(float(gradient @ result.solution) ** 0.5)
+    return Uncertainty(errors[0], tuple(errors[1:]), None, ())
 
 
 def validity_findings(covariance: Matrix) -> tuple[Finding, ...]:

@@ -103,16 +103,16 @@ class ImageModel:
 
     def rmv(self, image: Image) -> Params:
         """A' r: the adjoint of :meth:`mv`. ``image`` is (h, w); its border does not count."""
-        image = torch.where(self.valid, image, 0.0)
-        corr = torch.fft.irfft2(
-            torch.fft.rfft2(image, s=self._fft_shape).conj() * self._spectrum(image.dtype),
-            s=self._fft_shape,
-        )
-        ky, kx = self.kernel.shape
-        n_y, n_x = self.kernel.half_shape
-        lags = corr.roll((n_y, n_x), dims=(0, 1))[:ky, :kx]
-        terms = self._terms(image.dtype)
-        return torch.cat([self.kernel.coefficients(lags), torch.einsum("khw,hw->k", terms, image)])
+        return self._project(torch.where(self.valid, image, 0.0))
+
+    def gram_product(self, weight: Image, theta: Params) -> Params:
+        """A' diag(w) A theta without the matrix, float64.
+
+        Computed in the dtype of ``weight`` (h, w), which must be 0 in the border.
+        """
+        k, b = self.split(theta.to(weight.dtype))
+        image = self.convolve(self.kernel.image(k)) + self._background(b)
+        return self._project(image * weight).to(torch.float64)
 
     def convolve(self, kernel: Kernel) -> Image:
         """R (x) K of eq 2, (h, w). Pixels of the border wrap around and mean nothing."""
@@ -153,6 +153,51 @@ class ImageModel:
             gram += (block.T @ (block * used.reshape(-1, 1))).to(torch.float64)
         return 0.5 * (gram + gram.T)
 
+    def gram_toeplitz(self, weight: Image) -> Matrix:
+        """An approximation of :meth:`gram` from the autocorrelation of sqrt(w) R, float64.
+
+        It is the Gram matrix of the shifted products sqrt(w) R where A' diag(w) A has products of
+        shifted images with one sqrt(w), so it is positive semi-definite and costs a few transforms.
+        ``weight`` (h, w) must not be negative and 0 in the border; its dtype is used.
+        """
+        ky, kx = self.kernel.shape
+        root = weight.sqrt()
+        spectrum = torch.fft.rfft2(root * self.reference.to(weight.dtype), s=self._fft_shape)
+        power = torch.fft.irfft2(spectrum.real**2 + spectrum.imag**2, s=self._fft_shape)
+        dy, dx = (torch.arange(k, device=weight.device) for k in (ky, kx))
+        dy, dx = dy[:, None] - dy, dx[:, None] - dx
+        shifted = power[dy[:, None, :, None], dx[None, :, None, :]].reshape(ky * kx, ky * kx)
+        terms = root * self._terms(weight.dtype)
+        cross = [
+            self._lags(torch.fft.rfft2(term, s=self._fft_shape).conj() * spectrum).reshape(-1)
+            for term in terms
+        ]
+        n_k = self.kernel.n_params
+        gram = torch.empty(self.n_params, self.n_params, dtype=torch.float64, device=weight.device)
+        gram[:n_k, :n_k] = shifted
+        gram[n_k:, :n_k] = torch.stack(cross)
+        gram[:n_k, n_k:] = gram[n_k:, :n_k].T
+        gram[n_k:, n_k:] = torch.einsum("khw,lhw->kl", terms, terms)
+        return gram
+
+    def _project(self, image: Image) -> Params:
+        """A' r for an image that is 0 in the border."""
+        spectrum = torch.fft.rfft2(image, s=self._fft_shape).conj() * self._spectrum(image.dtype)
+        if self.background.n_params == 1:
+            background = image.sum()[None]
+        else:
+            background = torch.einsum("khw,hw->k", self._terms(image.dtype), image)
+        return torch.cat([self.kernel.coefficients(self._lags(spectrum)), background])
+
+    def _lags(self, spectrum: Tensor) -> Kernel:
+        """The inverse transform at the lags of the kernel box, (ky, kx)."""
+        corr = torch.fft.irfft2(spectrum, s=self._fft_shape)
+        rows, columns = (
+            torch.arange(-n, n + 1, device=corr.device) for n in self.kernel.half_shape
+        )
+        lags: Tensor = corr[rows[:, None], columns]
+        return lags
+
     def _fill(self, block: Tensor, patches: Tensor, terms: Tensor) -> None:
         """Write the rows of A for one block: reference patches, then the background terms."""
         rows, columns, ky, kx = patches.shape
@@ -164,6 +209,8 @@ class ImageModel:
         block[:, n_k:] = terms.flatten(1).T
 
     def _background(self, coefficients: Params) -> Image:
+        if self.background.n_params == 1:
+            return coefficients[0].expand(self.shape)
         terms = self._terms(coefficients.dtype)
         return torch.einsum("k,khw->hw", coefficients, terms)
 

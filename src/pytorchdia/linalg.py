@@ -33,14 +33,19 @@ class Factor:
         return 0.5 * (inverse + inverse.T)
 
 
-def factorise(matrix: Matrix, max_jitter: float = 1e-6) -> Factor | None:
+def factorise(
+    matrix: Matrix, max_jitter: float = 1e-6, least_pivot: float | None = None
+) -> Factor | None:
     """Factor ``matrix`` (float64), with the least jitter that makes it safely positive definite.
 
-    A pivot within rounding of zero counts as zero: what it divides would be noise.
+    A pivot of the scaled matrix below ``least_pivot`` counts as zero: what it divides would be
+    noise. The default is what rounding makes of a float64 matrix of this size.
 
     Returns None if the matrix is not finite, has a diagonal element that is not positive, or needs
     more than ``max_jitter`` (relative to the unit diagonal of the scaled matrix).
     """
+    if least_pivot is None:
+        least_pivot = len(matrix) * torch.finfo(matrix.dtype).eps
     diagonal = matrix.diagonal()
     if not torch.isfinite(matrix).all() or (diagonal <= 0).any():
         return None
@@ -53,6 +58,6 @@ def factorise(matrix: Matrix, max_jitter: float = 1e-6) -> Factor | None:
             scaled + jitter * torch.eye(len(scale), dtype=scaled.dtype, device=scaled.device)
         )
         pivot = lower.diagonal().min() ** 2
-        if int(info) == 0 and pivot > len(scale) * torch.finfo(lower.dtype).eps:
+        if int(info) == 0 and pivot > least_pivot:
             return Factor(lower, scale, jitter)
     return None

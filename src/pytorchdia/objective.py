@@ -108,7 +108,7 @@ class Objective:
 
     def gradient(self, theta: Params, terms: PixelTerms) -> Params:
         """D loss / d theta = A' g + 2 N Q theta, float64."""
-        gradient = self.model.rmv(terms.gradient)
+        gradient = self.model.rmv(terms.gradient.to(torch.float64))
         if self.penalty_matrix is not None:
             gradient = gradient + 2.0 * self.penalty_matrix @ theta
         return gradient
@@ -121,11 +121,19 @@ class Objective:
         return hessian
 
     def hessian_product(self, curvature: Image, theta: Params) -> Params:
-        """(A' diag(curvature) A + 2 N Q) theta without the matrix."""
-        product = self.model.rmv(curvature * self.model.mv(theta))
+        """(A' diag(curvature) A + 2 N Q) theta without the matrix, float64.
+
+        ``curvature`` is 0 at unused pixels; the products run in its dtype.
+        """
+        product = self.model.gram_product(curvature, theta)
         if self.penalty_matrix is not None:
             product = product + 2.0 * self.penalty_matrix @ theta
         return product
+
+    def preconditioner(self, curvature: Image) -> Matrix:
+        """A quick approximation of :meth:`hessian` for ``curvature`` that is nowhere negative."""
+        matrix = self.model.gram_toeplitz(curvature)
+        return matrix if self.penalty_matrix is None else matrix + 2.0 * self.penalty_matrix
 
     def total(self, theta: Params, terms: PixelTerms) -> float:
         """The objective from the pixel terms at ``theta``."""

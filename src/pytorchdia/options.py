@@ -195,6 +195,15 @@ KSigma = Annotated[
     float | None,
     typer.Option(help="normal-equations: clip before the last round.", rich_help_panel=_FIT),
 ]
+Covariance = Annotated[
+    bool,
+    typer.Option(
+        "--covariance/--no-covariance",
+        help="Write KERNEL_COV and the errors of single kernel pixels; without, large frames take "
+        "a fraction of the time.",
+        rich_help_panel=_FIT,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_FIT)]
 Dtype = Annotated[
     config.DtypeName, typer.Option(help="Precision of the heavy work.", rich_help_panel=_FIT)

@@ -132,6 +132,9 @@ def _hdus(result: Subtraction) -> fits.HDUList:
     kernel_header["CENTREX"] = (result.kernel.shape[1] // 2 + 1, "FITS pixel of m = 0")
     kernel_header["CENTREY"] = (result.kernel.shape[0] // 2 + 1, "FITS pixel of l = 0")
     kernel_header.add_history("M(i,j) = sum K(l,m) R(i+l,j+m) + B(i,j), i and l along y")
+    covariance = []
+    if result.kernel_covariance is not None:
+        covariance = [fits.ImageHDU(result.kernel_covariance, name="KERNEL_COV")]
     return fits.HDUList(
         [
             fits.PrimaryHDU(result.difference, header),
@@ -139,7 +142,7 @@ def _hdus(result: Subtraction) -> fits.HDUList:
             fits.ImageHDU(result.flags, mask_header, name="MASK"),
             fits.ImageHDU(result.model, fits.Header(world, copy=True), name="MODEL"),
             fits.ImageHDU(result.kernel, kernel_header, name="KERNEL"),
-            fits.ImageHDU(result.kernel_covariance, name="KERNEL_COV"),
+            *covariance,
             fits.BinTableHDU(_parameters(result), name="PARAMETERS"),
             fits.BinTableHDU(_diagnostics(result), name="DIAGNOSTICS"),
             fits.BinTableHDU(_findings(result), name="FINDINGS"),
@@ -207,13 +210,13 @@ def _parameters(result: Subtraction) -> Table:
         (f"b_{m}{n}", float(value), float(error), unit)
         for (m, n), value, error in zip(b.exponents, b.coefficients, b.errors, strict=True)
     ]
-    errors = np.sqrt(np.clip(np.diag(result.kernel_covariance), 0, None)).reshape(
-        result.kernel.shape
-    )
-    rows += [
-        (f"K[{i - n_y:+d},{j - n_x:+d}]", float(result.kernel[i, j]), float(errors[i, j]), "")
-        for i, j in np.ndindex(result.kernel.shape)
-    ]
+    if result.kernel_covariance is not None:  # a pixel without an error would be half a number
+        variances = np.clip(np.diag(result.kernel_covariance), 0, None)
+        errors = np.sqrt(variances).reshape(result.kernel.shape)
+        rows += [
+            (f"K[{i - n_y:+d},{j - n_x:+d}]", float(result.kernel[i, j]), float(errors[i, j]), "")
+            for i, j in np.ndindex(result.kernel.shape)
+        ]
     return Table(rows=rows, names=("NAME", "VALUE", "ERROR", "UNIT"))
 
 

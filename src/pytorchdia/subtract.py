@@ -58,6 +58,7 @@ def subtract(
     mask: Any = None,
     reference_noise: NoiseModel | None = None,
     reference_background: float | None = None,
+    covariance: bool = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
@@ -92,6 +93,9 @@ def subtract(
     reference_background : float, optional
         Level [ADU] to take off the reference before the fit. None takes the median of its good
         pixels, as the paper does.
+    covariance : bool
+        False leaves out ``kernel_covariance``, ``covariance`` and their validity tests, which cost
+        more than the fit of a large frame. P and the background keep their errors.
     device : str or torch.device
         "auto" takes a CUDA device if there is one.
     dtype : torch.dtype
@@ -140,7 +144,7 @@ def subtract(
     if solution.clipped is not None:
         flags = with_flag(flags, solution.clipped.to(flags.device), Flag.CLIPPED)
         objective = replace(objective, use=objective.use & ~solution.clipped)
-    errors = uncertainty(objective, solution.theta)
+    errors = uncertainty(objective, solution.theta, full=covariance)
     result = _assemble(
         objective, solution, errors, target_frame, reference_frame, reference_noise, level, flags,
         noise_findings,
@@ -328,7 +332,7 @@ def _assemble(
         *_findings_of_fit(objective, solution, errors, normalised, scale_of_sky),
     )  # fmt: skip
     n_k = model.kernel.n_params
-    covariance = errors.covariance.cpu().numpy()
+    covariance = None if errors.covariance is None else errors.covariance.cpu().numpy()
     coefficients = theta.cpu().numpy()
     dof = objective.n_data - model.n_params
     return Subtraction(
@@ -338,13 +342,13 @@ def _assemble(
         flags=flags.numpy(),
         model=torch.where(modelled, image, 0.0).numpy().astype(out),
         kernel=model.kernel_image(theta).cpu().numpy(),
-        kernel_covariance=covariance[:n_k, :n_k],
+        kernel_covariance=None if covariance is None else covariance[:n_k, :n_k],
         covariance=covariance,
         scale=float(model.scale(theta)),
-        scale_error=errors.error_of(model.scale_gradient()),
+        scale_error=errors.scale,
         background=Background(
             coefficients[n_k:],
-            np.sqrt(np.clip(np.diag(covariance)[n_k:], 0.0, None)),
+            np.array(errors.background),
             model.background.exponents,
             model.background_image(theta).cpu().numpy().astype(out),
         ),
@@ -439,13 +443,12 @@ def _status_finding(objective: Objective, solution: Solution, normalised: Image)
 
 def _scale_finding(objective: Objective, solution: Solution, errors: Uncertainty) -> Finding | None:
     scale = float(objective.model.scale(solution.theta))
-    error = errors.error_of(objective.model.scale_gradient())
-    if scale > 3.0 * error:
+    if scale > 3.0 * errors.scale:
         return None
     return Finding(
         "scale-uncertain",
-        f"The photometric scale P is {scale:.3g} with an error of {error:.2g}; it must be positive "
-        "and well known. There is too little signal in common to learn a kernel: few stars, "
+        f"The photometric scale P is {scale:.3g} with an error of {errors.scale:.2g}; it must be "
+        "positive and well known. There is too little signal in common to learn a kernel: few stars, "
         "another field, or no registration.",
         "warning",
     )

@@ -116,9 +116,9 @@ class Subtraction:
         M = R (x) K + B [ADU]; 0 where it is not defined.
     kernel : ndarray
         K_lm, (ky, kx), element ``[n_y + l, n_x + m]`` (eq 2).
-    kernel_covariance : ndarray
-        Covariance of ``kernel.ravel()``, (ky kx, ky kx) (eq 16).
-    covariance : ndarray
+    kernel_covariance : ndarray or None
+        Covariance of ``kernel.ravel()``, (ky kx, ky kx) (eq 16); None without ``covariance=True``.
+    covariance : ndarray or None
         Covariance of all parameters, kernel first, (p, p).
     scale, scale_error : float
         P (eq 3), and its error sqrt(1' C 1) with all covariances.
@@ -142,8 +142,8 @@ class Subtraction:
     flags: NDArray[np.int16]
     model: FloatImage
     kernel: NDArray[np.float64]
-    kernel_covariance: NDArray[np.float64] = field(repr=False)
-    covariance: NDArray[np.float64] = field(repr=False)
+    kernel_covariance: NDArray[np.float64] | None = field(repr=False)
+    covariance: NDArray[np.float64] | None = field(repr=False)
     scale: float
     scale_error: float
     background: Background

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +15,17 @@ from ..errors import Finding, InputError, Status
 from ..linalg import Factor, factorise
 from ..objective import Objective, PixelTerms
 from .base import OnStep, Solution, Solver, Step, flat_start, singular_finding
+from .conjugate_gradients import CGResult, conjugate_gradients
 
 __all__ = ["Newton"]
 
 _ARMIJO = 1e-4  # least share of the predicted decrease that a step must bring
+_FIRST_TOL = 1e-3  # relative residual of the least squares start by conjugate gradients
+_STEP_TOL = 3e-3  # and of a Newton step
+_MAX_CG = 80  # iterations after which the matrix is computed instead
+_SLOW_CG = 25  # iterations after which the preconditioner is renewed
+# Precisions of the products in order, each with the least pivot of a preconditioner that it bears.
+_LEAST_PIVOT = {torch.float32: 1e-6, torch.float64: 1e-11}
 _CHORD_DROP = 1e-2  # a factor is kept while each step cuts the decrement by this much
 _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 
@@ -26,17 +34,20 @@ _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 class Newton(Solver):
     """Newton steps theta - t H^-1 grad, with H = A' diag(h) A from the pixels' own curvatures.
 
-    The curvature h of each pixel's loss is exact (automatic differentiation). Where H is not
-    positive definite (robust losses far from the minimum), ``|h|`` takes the place of h, which is
-    positive semi-definite for any loss. Steps are halved until the loss falls. H is kept for the
-    next step while that converges fast. Unless a starting point is given, the first step goes from
-    the flat kernel to the weighted least squares solution with the target's own variances (the
-    first round of Bramich 2008), from where few Newton steps remain.
+    The curvature h of each pixel's loss is exact (automatic differentiation). Each system is solved
+    without the matrix, by conjugate gradients with the Cholesky factor of a block-Toeplitz
+    approximation of H as preconditioner. Where that factor shows H to be close to singular, or the
+    iteration fails, the matrix itself is computed and factored, and the result says so.
 
-    Parameters, gradient and loss are float64. The normal matrix is computed in the dtype of the
-    objective, and again in float64 where that is too coarse to be factored. If it is singular even
-    then, the least ridge that helps (1e-12 of its diagonal or more) is added to the objective, and
-    reported.
+    Where H is not positive definite (robust losses far from the minimum), ``|h|`` takes the place
+    of h, which is positive semi-definite for any loss. Steps are halved until the loss falls.
+    Unless a starting point is given, the first step goes from the flat kernel to the weighted least
+    squares solution with the target's own variances (the first round of Bramich 2008), from where
+    few Newton steps remain.
+
+    Parameters, gradient and loss are float64. The products with H run in the dtype of the
+    objective, and in float64 where that is too coarse. If H is singular even then, the least ridge
+    that helps (1e-12 of its diagonal or more) is added to the objective, and reported.
 
     Parameters
     ----------
@@ -45,10 +56,13 @@ class Newton(Solver):
         of ln likelihood.
     max_steps : int
         Upper limit of steps.
+    matrix_free : bool
+        False computes and factors the normal matrix in every case: the slow twin.
     """
 
     tol: float = 1e-6
     max_steps: int = 50
+    matrix_free: bool = True
 
     def __post_init__(self) -> None:
         if not (self.tol > 0 and math.isfinite(self.tol)):
@@ -59,10 +73,10 @@ class Newton(Solver):
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> Solution:
-        run = _Run(self, objective, on_step)
+        descent = _Descent(self, objective, on_step)
         if theta0 is not None:
-            return run.solve(theta0.to(torch.float64), least_squares_first=False)
-        return run.solve(flat_start(objective), least_squares_first=True)
+            return descent.run(theta0.to(torch.float64), least_squares_first=False)
+        return descent.run(flat_start(objective), least_squares_first=True)
 
 
 class _Point(NamedTuple):
@@ -70,47 +84,44 @@ class _Point(NamedTuple):
     terms: PixelTerms
 
 
-class _Run:
-    """One descent: the factor of the Hessian in use, and what had to be done to it."""
+class _Move(NamedTuple):
+    """A Newton step (to be subtracted) and the drop of the loss that it predicts."""
+
+    step: Tensor
+    decrement: float
+
+
+class _Descent:
+    """One descent: the way in which its systems are solved, and the ridge that they needed."""
 
     def __init__(self, options: Newton, objective: Objective, on_step: OnStep | None) -> None:
         self.options = options
         self.objective = objective
         self.on_step = on_step
         self.evaluations = 0
-        self.refined = False
-        self.jitter = 0.0
-        self.ridge = torch.zeros(
-            objective.model.n_params, dtype=torch.float64, device=objective.target.device
-        )
+        self.system: _MatrixFree | _Matrix = _Matrix(objective)
+        if options.matrix_free:
+            self.system = _MatrixFree(objective)
 
-    def solve(self, theta: Params, least_squares_first: bool) -> Solution:
+    def run(self, theta: Params, least_squares_first: bool) -> Solution:
         point, steps = self.at(theta), 0
         if least_squares_first and math.isfinite(self.loss(point)):
             self.report(0, point, math.inf)
             point, steps = self.least_squares_step(point)
-        factor: Factor | None = None
-        previous = math.inf
         while math.isfinite(self.loss(point)):
-            kept = factor
-            factor = kept or self.curvature(point.terms)
-            if factor is None:
+            move = self.newton_move(point)
+            if move is None:
                 break
-            gradient = self.gradient(point)
-            decrement = _decrement(gradient, factor)
-            if kept and decrement > max(_CHORD_DROP * previous, self.options.tol):
-                factor = None  # it converges too slowly with the old one
-                continue
-            self.report(steps, point, decrement)
-            if decrement <= self.options.tol:
-                point, decrement = self.polish(point, gradient, factor, decrement)
+            self.report(steps, point, move.decrement)
+            if move.decrement <= self.options.tol:
+                point, decrement = self.polish(point, move)
                 return self.finish(point, Status.CONVERGED, steps, decrement)
             if steps == self.options.max_steps:
-                return self.finish(point, Status.MAX_STEPS, steps, decrement)
-            lower = self.line_search(point, factor.solve(gradient), decrement)
+                return self.finish(point, Status.MAX_STEPS, steps, move.decrement)
+            lower = self.line_search(point, move)
             if lower is None:
-                return self.finish(point, Status.STALLED, steps, decrement)
-            point, previous, steps = lower, decrement, steps + 1
+                return self.finish(point, Status.STALLED, steps, move.decrement)
+            point, steps = lower, steps + 1
         return self.finish(point, Status.NOT_FINITE, steps, None)
 
     def at(self, theta: Params) -> _Point:
@@ -118,65 +129,58 @@ class _Run:
         return _Point(theta, self.objective.pixel_terms(self.objective.model.mv(theta)))
 
     def loss(self, point: _Point) -> float:
-        ridge = 0.5 * float(self.ridge @ point.theta**2)
-        return self.objective.total(point.theta, point.terms) + ridge
+        return self.objective.total(point.theta, point.terms) + self.system.ridge_value(point.theta)
 
-    def gradient(self, point: _Point) -> Tensor:
-        return self.objective.gradient(point.theta, point.terms) + self.ridge * point.theta
+    def gradient(self, point: _Point) -> Params:
+        ridge = self.system.ridge_gradient(point.theta)
+        return self.objective.gradient(point.theta, point.terms) + ridge
 
-    def curvature(self, terms: PixelTerms) -> Factor | None:
-        """A factor of the Hessian or of the nearest safe matrix: exact h, |h|, and then a ridge."""
-        candidates = [terms.curvature]
-        if (terms.curvature < 0).any():
-            candidates.append(terms.curvature.abs())
-        for curvature in candidates:
-            for dtype in dict.fromkeys((self.objective.dtype, torch.float64)):
-                factor = self.factorise(curvature, dtype, max_jitter=0.0)
-                if factor is not None:
-                    return factor
-        return self.factorise(candidates[-1], torch.float64, max_jitter=1e-6)
-
-    def factorise(self, weight: Image, dtype: torch.dtype, max_jitter: float) -> Factor | None:
-        """Factor A' diag(weight) A; jitter that it needs stays in the objective as a ridge."""
-        matrix = self.objective.hessian(weight, dtype) + torch.diag(self.ridge)
-        factor = factorise(matrix, max_jitter)
-        if factor is not None:
-            self.refined |= dtype != self.objective.dtype
-            self.jitter = max(self.jitter, factor.jitter)
-            self.ridge = self.ridge + factor.jitter * matrix.diagonal()
-        return factor
+    def newton_move(self, point: _Point) -> _Move | None:
+        """The Newton step at ``point``; turns to the matrix if it cannot be had without."""
+        curvature = point.terms.curvature
+        move = self.system.newton_move(curvature, lambda: self.gradient(point))
+        if move is None and isinstance(self.system, _MatrixFree):
+            self.system = _Matrix(self.objective, fallback=True)
+            move = self.system.newton_move(curvature, lambda: self.gradient(point))
+        return move
 
     def least_squares_step(self, point: _Point) -> tuple[_Point, int]:
         """To the least squares solution with 1/sigma^2(I) as weights, if that lowers the loss."""
         o = self.objective
         weight = torch.where(o.use, 1.0 / o.variance(o.target), 0.0)
-        factor = self.factorise(weight, o.dtype, 0.0) or self.factorise(weight, torch.float64, 1e-6)
-        if factor is None:
+        rhs = o.model.rmv(weight * o.target)
+        theta = self.system.solve(weight, rhs)
+        if theta is None and isinstance(self.system, _MatrixFree):
+            self.system = _Matrix(o, fallback=True)
+            theta = self.system.solve(weight, rhs)
+        if theta is None:
             return point, 0
-        there = self.at(factor.solve(o.model.rmv(weight * o.target)))
+        there = self.at(theta)
         return (there, 1) if self.loss(there) < self.loss(point) else (point, 0)
 
-    def line_search(self, point: _Point, step: Tensor, decrement: float) -> _Point | None:
+    def line_search(self, point: _Point, move: _Move) -> _Point | None:
         loss, t = self.loss(point), 1.0
         for _ in range(25):
-            trial = self.at(point.theta - t * step)
+            trial = self.at(point.theta - t * move.step)
             rounding = 1e-14 * abs(loss)
-            if self.loss(trial) <= loss - _ARMIJO * t * 2.0 * decrement + rounding:
+            if self.loss(trial) <= loss - _ARMIJO * t * 2.0 * move.decrement + rounding:
                 return trial
             t *= 0.5
         return None
 
-    def polish(
-        self, point: _Point, gradient: Tensor, factor: Factor, decrement: float
-    ) -> tuple[_Point, float]:
-        """Repeat the last step with the same factor until rounding stops it."""
+    def polish(self, point: _Point, move: _Move) -> tuple[_Point, float]:
+        """Repeat the last step with the same system until P is exact or rounding stops it."""
+        decrement = move.decrement
         for _ in range(_POLISH):
-            trial = self.at(point.theta - factor.solve(gradient))
+            trial = self.at(point.theta - move.step)
             gradient = self.gradient(trial)
-            smaller = _decrement(gradient, factor)
-            if not smaller < 0.5 * decrement:
+            left = self.system.estimate(gradient)
+            if not left < 0.5 * decrement:
                 break
-            point, decrement = trial, smaller
+            point, decrement = trial, left
+            if self.system.is_exact(decrement):
+                break
+            move = self.system.repeat(gradient)
         return point, decrement
 
     def report(self, number: int, point: _Point, decrement: float) -> None:
@@ -194,8 +198,165 @@ class _Run:
             steps,
             self.evaluations,
             decrement,
-            findings=self.findings(),
+            findings=self.system.findings(),
         )
+
+
+class _MatrixFree:
+    """Newton systems solved by preconditioned conjugate gradients."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.dtype = objective.dtype
+        self.factor: Factor | None = None
+        self.curvature: Image | None = None
+        self.slow = False
+
+    def solve(self, weight: Image, rhs: Params) -> Params | None:
+        """H^-1 rhs for fixed weights, as far as a first step needs it."""
+        if not self.prepare(weight):
+            return None
+        result = self.iterate(rhs, _FIRST_TOL)
+        return result.solution if result.solved else None
+
+    def newton_move(self, curvature: Image, gradient: Callable[[], Params]) -> _Move | None:
+        if (self.factor is None or self.slow) and not self.prepare(curvature.abs()):
+            return None
+        rhs = gradient()
+        candidates = [curvature]
+        if (curvature < 0).any():
+            candidates.append(curvature.abs())
+        for candidate in candidates:
+            self.curvature = candidate.to(self.dtype)
+            result = self.iterate(rhs, _STEP_TOL)
+            if result.solved:
+                return _Move(result.solution, 0.5 * float(rhs @ result.solution))
+        return None
+
+    def repeat(self, gradient: Params) -> _Move:
+        step = self.iterate(gradient, _STEP_TOL).solution
+        return _Move(step, 0.5 * float(gradient @ step))
+
+    def estimate(self, gradient: Params) -> float:
+        """The decrement with the preconditioner in place of H."""
+        assert self.factor is not None
+        return 0.5 * float(gradient @ self.factor.solve(gradient))
+
+    def is_exact(self, decrement: float) -> bool:
+        """Whether what a decrement is left moves P by less than rounding matters."""
+        assert self.factor is not None
+        goal = 1e-8 if self.objective.dtype == torch.float32 else 1e-13
+        gradient = self.objective.model.scale_gradient()
+        sigma_p = math.sqrt(max(float(gradient @ self.factor.solve(gradient)), 0.0))
+        return math.sqrt(2.0 * max(decrement, 0.0)) * sigma_p < goal
+
+    def prepare(self, weight: Image) -> bool:
+        """Factor the preconditioner for these weights, in float64 if float32 is too coarse."""
+        for dtype, least_pivot in _LEAST_PIVOT.items():
+            if torch.finfo(dtype).bits < torch.finfo(self.dtype).bits:
+                continue
+            matrix = self.objective.preconditioner(weight.to(dtype))
+            self.factor = factorise(matrix, max_jitter=0.0, least_pivot=least_pivot)
+            if self.factor is not None:
+                self.dtype, self.curvature = dtype, weight.to(dtype)
+                return True
+        return False
+
+    def iterate(self, rhs: Params, tol: float) -> CGResult:
+        factor, curvature = self.factor, self.curvature
+        assert factor is not None
+        assert curvature is not None
+        result = conjugate_gradients(
+            lambda v: self.objective.hessian_product(curvature, v), rhs, factor, tol, _MAX_CG
+        )
+        self.slow = result.iterations > _SLOW_CG
+        return result
+
+    def ridge_value(self, theta: Params) -> float:
+        return 0.0
+
+    def ridge_gradient(self, theta: Params) -> float:
+        return 0.0
+
+    def findings(self) -> tuple[Finding, ...]:
+        return ()
+
+
+class _Matrix:
+    """Newton systems solved by factoring the normal matrix.
+
+    The factor is kept for the next step while that converges fast. A jitter that the matrix needs
+    stays in the objective as a ridge, lest the descent creep along undetermined directions.
+    """
+
+    def __init__(self, objective: Objective, fallback: bool = False) -> None:
+        self.objective = objective
+        self.fallback = fallback
+        self.refined = False
+        self.jitter = 0.0
+        self.factor: Factor | None = None
+        self.previous = math.inf
+        self.ridge = torch.zeros(
+            objective.model.n_params, dtype=torch.float64, device=objective.target.device
+        )
+
+    def solve(self, weight: Image, rhs: Params) -> Params | None:
+        """H^-1 rhs for fixed weights."""
+        o = self.objective
+        factor = self.factorise(weight, o.dtype, 0.0) or self.factorise(weight, torch.float64, 1e-6)
+        return None if factor is None else factor.solve(rhs)
+
+    def newton_move(self, curvature: Image, gradient: Callable[[], Params]) -> _Move | None:
+        if self.factor is not None:
+            move = self.repeat(gradient())
+            if move.decrement <= _CHORD_DROP * self.previous:
+                self.previous = move.decrement
+                return move
+        self.factor = self.positive_definite(curvature)
+        if self.factor is None:
+            return None
+        move = self.repeat(gradient())  # with the ridge, if there is one now
+        self.previous = move.decrement
+        return move
+
+    def repeat(self, gradient: Params) -> _Move:
+        assert self.factor is not None
+        step = self.factor.solve(gradient)
+        return _Move(step, 0.5 * float(gradient @ step))
+
+    def estimate(self, gradient: Params) -> float:
+        return self.repeat(gradient).decrement
+
+    def is_exact(self, decrement: float) -> bool:
+        return False  # a step more costs little: go on until rounding stops it
+
+    def positive_definite(self, curvature: Image) -> Factor | None:
+        """A factor of the Hessian or of the nearest safe matrix: exact h, |h|, and then a ridge."""
+        candidates = [curvature]
+        if (curvature < 0).any():
+            candidates.append(curvature.abs())
+        for candidate in candidates:
+            for dtype in dict.fromkeys((self.objective.dtype, torch.float64)):
+                factor = self.factorise(candidate, dtype, max_jitter=0.0)
+                if factor is not None:
+                    return factor
+        return self.factorise(candidates[-1], torch.float64, max_jitter=1e-6)
+
+    def factorise(self, weight: Image, dtype: torch.dtype, max_jitter: float) -> Factor | None:
+        """Factor A' diag(weight) A; jitter that it needs stays in the objective as a ridge."""
+        matrix = self.objective.hessian(weight, dtype) + torch.diag(self.ridge)
+        factor = factorise(matrix, max_jitter)
+        if factor is not None:
+            self.refined |= dtype != self.objective.dtype
+            self.jitter = max(self.jitter, factor.jitter)
+            self.ridge = self.ridge + factor.jitter * matrix.diagonal()
+        return factor
+
+    def ridge_value(self, theta: Params) -> float:
+        return 0.5 * float(self.ridge @ theta**2)
+
+    def ridge_gradient(self, theta: Params) -> Params:
+        return self.ridge * theta
 
     def findings(self) -> tuple[Finding, ...]:
         if self.jitter:
@@ -206,9 +367,12 @@ class _Run:
                 f"The normal matrix was too close to singular for {self.objective.dtype} and was "
                 "computed in float64.",
             )
-            return (finding,)
-        return ()
-
-
-def _decrement(gradient: Tensor, factor: Factor) -> float:
-    return 0.5 * float(gradient @ factor.solve(gradient))
+        elif self.fallback:
+            finding = Finding(
+                "matrix-computed",
+                "The fit could not be solved without the normal matrix, which was computed; this "
+                "takes longer and is as exact.",
+            )
+        else:
+            return ()
+        return (finding,)
