@@ -448,8 +448,8 @@ def _scale_finding(objective: Objective, solution: Solution, errors: Uncertainty
     return Finding(
         "scale-uncertain",
         f"The photometric scale P is {scale:.3g} with an error of {errors.scale:.2g}; it must be "
-        "positive and well known. There is too little signal in common to learn a kernel: few stars, "
-        "another field, or no registration.",
+        "positive and well known. There is too little signal in common to learn a kernel: few "
+        "stars, another field, or no registration.",
         "warning",
     )
 

@@ -104,15 +104,13 @@ class _Descent:
             self.system = _MatrixFree(objective)
 
     def run(self, theta: Params, least_squares_first: bool) -> Solution:
-        point, steps = self.at(theta), 0
-        if least_squares_first and math.isfinite(self.loss(point)):
-            self.report(0, point, math.inf)
-            point, steps = self.least_squares_step(point)
+        first = self.least_squares(theta) if least_squares_first else None
+        point, steps = (self.at(theta), 0) if first is None else (first, 1)
         while math.isfinite(self.loss(point)):
             move = self.newton_move(point)
             if move is None:
                 break
-            self.report(steps, point, move.decrement)
+            self.tell(steps, self.loss(point), move.decrement)
             if move.decrement <= self.options.tol:
                 point, decrement = self.polish(point, move)
                 return self.finish(point, Status.CONVERGED, steps, decrement)
@@ -144,9 +142,14 @@ class _Descent:
             move = self.system.newton_move(curvature, lambda: self.gradient(point))
         return move
 
-    def least_squares_step(self, point: _Point) -> tuple[_Point, int]:
-        """To the least squares solution with 1/sigma^2(I) as weights, if that lowers the loss."""
+    def least_squares(self, start: Params) -> _Point | None:
+        """The least squares solution with 1/sigma^2(I) as weights, if it beats ``start``."""
         o = self.objective
+        with torch.no_grad():
+            loss = float(o.loss(start))
+        if not math.isfinite(loss):
+            return None
+        self.tell(0, loss, math.inf)
         weight = torch.where(o.use, 1.0 / o.variance(o.target), 0.0)
         rhs = o.model.rmv(weight * o.target)
         theta = self.system.solve(weight, rhs)
@@ -154,9 +157,9 @@ class _Descent:
             self.system = _Matrix(o, fallback=True)
             theta = self.system.solve(weight, rhs)
         if theta is None:
-            return point, 0
+            return None
         there = self.at(theta)
-        return (there, 1) if self.loss(there) < self.loss(point) else (point, 0)
+        return there if self.loss(there) < loss else None
 
     def line_search(self, point: _Point, move: _Move) -> _Point | None:
         loss, t = self.loss(point), 1.0
@@ -183,10 +186,10 @@ class _Descent:
             move = self.system.repeat(gradient)
         return point, decrement
 
-    def report(self, number: int, point: _Point, decrement: float) -> None:
+    def tell(self, number: int, loss: float, decrement: float) -> None:
         if self.on_step is not None:
             goal = f"decrement {decrement:.1e}, goal {self.options.tol:.0e}"
-            self.on_step(Step(number, self.loss(point), goal))
+            self.on_step(Step(number, loss, goal))
 
     def finish(
         self, point: _Point, status: Status, steps: int, decrement: float | None
