@@ -25,7 +25,7 @@ from pytorchdia import (
 from pytorchdia.image_model import ImageModel
 from pytorchdia.linalg import factorise
 from pytorchdia.objective import Objective
-from pytorchdia.simulate import simulate_pair
+from pytorchdia.simulate import Stars, render_gaussian, simulate_pair
 from pytorchdia.solvers import flat_start, gaussian_start
 from pytorchdia.solvers.conjugate_gradients import conjugate_gradients
 from pytorchdia.testing import example_objective
@@ -134,6 +134,37 @@ def test_a_masked_half_and_saturated_stars_converge_without_the_matrix():
     fast, slow = Newton().solve(o), Newton(matrix_free=False).solve(o)
     assert fast.status is Status.CONVERGED
     assert fast.loss == pytest.approx(slow.loss, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_fields_of_every_kind_converge_in_few_steps(seed):
+    # Undersampled or wide stars, few or many, noise-free or noisy references, P from 0.01 to 100,
+    # kernels wider than needed, masked pixels.
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(60, 130)), int(rng.integers(60, 130)))
+    n, scale = int(10 ** rng.uniform(0.5, 2.7)), 10 ** rng.uniform(-2, 2)
+    phi, phi_k = rng.uniform(0.4, 3.5), rng.uniform(0.3, 3)
+    flux = rng.uniform(1e-9, 10**-4.5, n) ** (-2 / 3)
+    stars = Stars(rng.uniform(0, shape[1], n), rng.uniform(0, shape[0], n), flux)
+    reference = render_gaussian(stars, shape, phi) + 100
+    target = scale * render_gaussian(stars, shape, np.hypot(phi, phi_k)) + 300
+    share = rng.choice([0.0, 0.01, 0.3, 1.0])
+    reference += share * np.sqrt(25 + reference) * rng.standard_normal(shape)
+    target += np.sqrt(25 + target) * rng.standard_normal(shape)
+    pair = dataclasses.replace(simulate_pair(0, (8, 8)), reference=reference, target=target)
+    likelihood = list(LIKELIHOODS.values())[seed % 3]
+    size = int(rng.choice([7, 11, 15]))
+    o = objective_of(pair, CCDNoise(5.0), likelihood, size=size, dtype=torch.float32)
+    hit = torch.from_numpy(rng.uniform(size=shape) < rng.choice([0, 0.02, 0.3]))
+    o = dataclasses.replace(o, use=o.use & ~hit)
+    solution = Newton().solve(o)
+    assert solution.status is Status.CONVERGED
+    assert solution.steps <= 10
+    codes = {f.code for f in solution.findings}
+    assert codes <= {"jitter", "matrix-computed"}
+    if "jitter" not in codes:
+        twin = Newton(matrix_free=False).solve(dataclasses.replace(o, dtype=torch.float64))
+        assert solution.loss == pytest.approx(twin.loss, abs=1e-3)
 
 
 def test_conjugate_gradients_tell_when_they_fail():

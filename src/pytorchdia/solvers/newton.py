@@ -295,6 +295,8 @@ class _Matrix:
     def __init__(self, objective: Objective, fallback: bool = False) -> None:
         self.objective = objective
         self.fallback = fallback
+        # What was too hard without the matrix is too close to singular for a coarse one.
+        self.dtype = torch.float64 if fallback else objective.dtype
         self.refined = False
         self.jitter = 0.0
         self.factor: Factor | None = None
@@ -305,8 +307,8 @@ class _Matrix:
 
     def solve(self, weight: Image, rhs: Params) -> Params | None:
         """H^-1 rhs for fixed weights."""
-        o = self.objective
-        factor = self.factorise(weight, o.dtype, 0.0) or self.factorise(weight, torch.float64, 1e-6)
+        factor = self.factorise(weight, self.dtype, 0.0)
+        factor = factor or self.factorise(weight, torch.float64, 1e-6)
         return None if factor is None else factor.solve(rhs)
 
     def newton_move(self, curvature: Image, gradient: Callable[[], Params]) -> _Move | None:
@@ -339,7 +341,7 @@ class _Matrix:
         if (curvature < 0).any():
             candidates.append(curvature.abs())
         for candidate in candidates:
-            for dtype in dict.fromkeys((self.objective.dtype, torch.float64)):
+            for dtype in dict.fromkeys((self.dtype, torch.float64)):
                 factor = self.factorise(candidate, dtype, max_jitter=0.0)
                 if factor is not None:
                     return factor
@@ -350,7 +352,7 @@ class _Matrix:
         matrix = self.objective.hessian(weight, dtype) + torch.diag(self.ridge)
         factor = factorise(matrix, max_jitter)
         if factor is not None:
-            self.refined |= dtype != self.objective.dtype
+            self.refined |= dtype != self.dtype
             self.jitter = max(self.jitter, factor.jitter)
             self.ridge = self.ridge + factor.jitter * matrix.diagonal()
         return factor
