@@ -479,3 +479,11 @@ def test_sliced_nddata_can_be_subtracted_and_written(wcs, tmp_path):
     result.write(tmp_path / "o.fits")
     np.testing.assert_array_equal(fits.getdata(tmp_path / "o.fits"), result.difference)
     assert result.to_ccddata().wcs is None
+
+
+def test_counts_of_few_photons_are_not_taken_for_saturation():
+    counts = np.random.default_rng(5).poisson(3.0, (80, 90))
+    counts[10:16, 20] = 14  # several pixels share the highest value, but it is no height
+    frame = dia.as_frame(counts)
+    assert frame.detector.saturation == np.inf
+    assert not frame.mask.any()

@@ -284,6 +284,10 @@ def test_adam_may_start_from_a_gaussian_kernel():
         lambda: AdamLBFGS(tol=-1.0),
         lambda: NormalEquations(0),
         lambda: NormalEquations(3, k_sigma=0.0),
+        lambda: NormalEquations(1, k_sigma=5.0),
+        lambda: Newton(tol=0.0),
+        lambda: Newton(tol=float("nan")),
+        lambda: Newton(max_steps=0),
     ],
 )
 def test_options_out_of_range_are_refused(make):

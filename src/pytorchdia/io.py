@@ -18,6 +18,7 @@ import torch
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyError
 from astropy.nddata import NDData, StdDevUncertainty, UnknownUncertainty, VarianceUncertainty
+from astropy.stats import mad_std
 from astropy.units import Quantity
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
@@ -38,6 +39,7 @@ _WCS_CARD = re.compile(
     r"(WCS|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|[AB]P?_)"
 )  # a mixture of two world coordinate systems would be none
 _PLATEAU_PIXELS = 5  # pixels at the top that make a plateau; a symmetric star has up to 4
+_PLATEAU_HEIGHT = 8.0  # in units of the scatter: counts of few photons share values by chance
 _PLATEAU_DEPTH = 1e-3  # of the height above the median: resampling blurs a plateau that much
 
 
@@ -351,7 +353,9 @@ def _plateau(
     median = float(np.median(finite))
     count = int((finite >= highest - _PLATEAU_DEPTH * (highest - median)).sum())
     is_top = top is not None and highest >= top
-    if not is_top and (count < _PLATEAU_PIXELS or highest <= median or count > 0.1 * finite.size):
+    height = _PLATEAU_HEIGHT * mad_std(finite)
+    seen = count >= _PLATEAU_PIXELS and highest - median > height and count <= 0.1 * finite.size
+    if not is_top and not seen:
         return float("inf"), "none seen", ()
     # Interpolation and non-linearity spoil the pixels just below the plateau as well.
     level = median + 0.95 * (highest - median)

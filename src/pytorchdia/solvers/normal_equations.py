@@ -22,7 +22,7 @@ class NormalEquations(Solver):
     """Solve (A'WA + 2 N Q) theta = A'W I with W = 1/sigma^2 held fixed, and repeat.
 
     The variances come from the target itself at first and from the model of the round before
-    afterwards. On the last rounds pixels further than ``k_sigma`` from the model are left out. This
+    afterwards. In the last round pixels further than ``k_sigma`` from the model are left out. This
     minimises chi-square with fixed weights; it is not the minimum of eq 8, in which the weights
     move with the model, except where the variance does not depend on the model.
 
@@ -42,6 +42,11 @@ class NormalEquations(Solver):
             raise InputError(f"NormalEquations needs at least 1 iteration, got {self.iterations}.")
         if self.k_sigma is not None and not self.k_sigma > 0:
             raise InputError(f"k_sigma must be positive, got {self.k_sigma}.")
+        if self.k_sigma is not None and self.iterations < 2:
+            raise InputError(
+                "Clipping before the last round needs at least 2 iterations, got 1; the first "
+                "round has no model to clip against."
+            )
 
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
