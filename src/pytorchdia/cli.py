@@ -16,6 +16,7 @@ import typer
 from . import __version__, display, plot
 from . import options as o
 from .background import PolynomialBackground
+from .checks import require_same_shape
 from .config import (
     DtypeName,
     LikelihoodName,
@@ -33,7 +34,6 @@ from .noise import EMCCDNoise, NoiseModel
 from .penalty import LaplacianPenalty
 from .product import check_writable, summarise
 from .solvers import Step
-from .subtract import require_same_shape
 from .subtract import subtract as subtract_frames
 
 __all__ = ["EXIT_CODES", "app", "main"]

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .arrays import Image, Mask
+from .arrays import Flags, Image, Mask, Params
 from .background import PolynomialBackground
-from .errors import (
-    ConvergenceWarning,
-    CovarianceWarning,
-    Finding,
-    FlatImageError,
-    InputError,
-    NoiseModelError,
-    NoiseWarning,
-    PyTorchDIAWarning,
-    ShapeError,
-    TooFewPixelsError,
+from .checks import (
+    require_enough_pixels,
+    require_kinds,
+    require_same_shape,
+    require_structure,
+    require_variance,
+    usable_device,
+    usable_dtype,
 )
+from .errors import Finding, InputError
 from .fisher import Uncertainty, uncertainty
 from .frame import Flag, Frame, grow, outside, with_flag
 from .image_model import ImageModel
@@ -36,13 +33,12 @@ from .metrics import mean_fit_bias, mean_fit_variance, robust_scale
 from .noise import NoiseModel
 from .objective import Objective
 from .penalty import Penalty
-from .solvers import Newton, Solution, Solver, flat_start
+from .solvers import Newton, Solution, Solver
 from .solvers.base import OnStep
 from .subtraction import Background, Diagnostics, Subtraction
+from .verdict import findings_of_fit, warn_of
 
-__all__ = ["require_same_shape", "subtract"]
-
-_SKY_SCALE = (0.8, 1.25)  # robust scale of clean residuals beyond which the errors are doubted
+__all__ = ["subtract"]
 
 
 def subtract(
@@ -117,12 +113,12 @@ def subtract(
         A path cannot be read.
     """
     started = time.perf_counter()
-    _require_kinds(kernel, background, noise, likelihood, penalty, solver, reference_noise)
+    require_kinds(kernel, background, noise, likelihood, penalty, solver, reference_noise)
     target_frame, reference_frame = as_frame(target, mask=mask), as_frame(reference)
     require_same_shape(target_frame, reference_frame)
     flags = _combined_flags(target_frame, reference_frame, kernel)
-    _require_structure(target_frame, flags == 0, "target")
-    _require_structure(reference_frame, ~reference_frame.mask, "reference")
+    require_structure(target_frame, flags == 0, "target")
+    require_structure(reference_frame, ~reference_frame.mask, "reference")
     level = _reference_level(reference_frame, reference_background)
     noise_findings: tuple[Finding, ...] = ()
     if noise is None:
@@ -131,14 +127,14 @@ def subtract(
         reference_noise, more = _known_noise(reference_frame)
         noise_findings += more
 
-    where, precision = _device(device), _precision(dtype)
+    where, precision = usable_device(device), usable_dtype(dtype)
     flat_reference = torch.where(reference_frame.mask, 0.0, reference_frame.data - level)
     objective = Objective(
         ImageModel(flat_reference.to(where), kernel, background),
         target_frame.data.to(where), (flags == 0).to(where), noise, likelihood, penalty, precision,
     )  # fmt: skip
-    _require_enough_pixels(objective, target_frame, reference_frame)
-    _check_variance(objective)
+    require_enough_pixels(objective, target_frame, reference_frame)
+    require_variance(objective)
 
     solution = solver.solve(objective, on_step=on_step)
     if solution.clipped is not None:
@@ -154,55 +150,8 @@ def subtract(
         diagnostics=replace(result.diagnostics, seconds=time.perf_counter() - started),
         settings={**result.settings, "solver": repr(solver)},
     )
-    _warn(result)
+    warn_of(result.findings)
     return result
-
-
-def require_same_shape(target: Frame, reference: Frame) -> None:
-    """Raise a ShapeError unless both frames have the same size."""
-    if target.shape != reference.shape:
-        raise ShapeError(
-            f"The target ({target.name}) has shape {target.shape} but the reference "
-            f"({reference.name}) has shape {reference.shape}; register and trim them to one pixel "
-            "grid first."
-        )
-
-
-def _require_kinds(
-    kernel: Any,
-    background: Any,
-    noise: Any,
-    likelihood: Any,
-    penalty: Any,
-    solver: Any,
-    reference_noise: Any,
-) -> None:
-    """Raise an InputError for a number or a name where an object is needed."""
-    for name, value, kind, optional in (
-        ("kernel", kernel, KernelModel, False),
-        ("background", background, PolynomialBackground, False),
-        ("noise", noise, NoiseModel, True),
-        ("likelihood", likelihood, Likelihood, False),
-        ("penalty", penalty, Penalty, True),
-        ("solver", solver, Solver, False),
-        ("reference_noise", reference_noise, NoiseModel, True),
-    ):
-        if not isinstance(value, kind) and not (optional and value is None):
-            raise InputError(
-                f"{name} must be a {kind.__name__}, got {value!r}; for instance "
-                f"subtract(target, reference, {name}={_EXAMPLES[name]})."
-            )
-
-
-_EXAMPLES = {
-    "kernel": "DeltaKernel(19)",
-    "background": "PolynomialBackground(1)",
-    "noise": "CCDNoise(read_noise=5.0, gain=1.5)",
-    "likelihood": "Huber()",
-    "penalty": "LaplacianPenalty(1.0)",
-    "solver": "Newton()",
-    "reference_noise": "CCDNoise(read_noise=5.0, gain=1.5)",
-}
 
 
 def _reference_level(reference: Frame, given: float | None) -> float:
@@ -213,73 +162,10 @@ def _reference_level(reference: Frame, given: float | None) -> float:
     return float(given)
 
 
-def _precision(dtype: torch.dtype) -> torch.dtype:
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
-    return dtype
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, dtype=torch.float64, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise InputError(
-            f"The device {str(device)!r} cannot be used ({reason}); use 'auto' or 'cpu'."
-        ) from error
-    return chosen
-
-
 def _combined_flags(target: Frame, reference: Frame, kernel: KernelModel) -> torch.Tensor:
     """The target's flags, plus the border and the footprints of bad reference pixels."""
     flags = with_flag(target.flags, outside(target.shape, kernel.half_shape), Flag.BORDER)
     return with_flag(flags, grow(reference.mask, kernel.half_shape), Flag.REFERENCE)
-
-
-def _require_structure(frame: Frame, use: Mask, role: str) -> None:
-    """An image of one single value tells nothing of a kernel."""
-    values = frame.data[use]
-    if len(values) and float(values.min()) == float(values.max()):
-        saturated = int(((frame.flags & Flag.SATURATED) != 0).sum())
-        raise FlatImageError(
-            f"The {role} ({frame.name}) is constant: all its {len(values)} usable pixels are "
-            f"{float(values[0]):g} ({saturated} more are taken as saturated). Check that the right "
-            "image was read, and the saturation level."
-        )
-
-
-def _require_enough_pixels(objective: Objective, target: Frame, reference: Frame) -> None:
-    n_data, n_params = objective.n_data, objective.model.n_params
-    if n_data > n_params:
-        return
-    h, w = target.shape
-    raise TooFewPixelsError(
-        f"Only {n_data} of {h * w} pixels can be used and the fit has {n_params} parameters; the "
-        f"target has {int(target.mask.sum())} bad pixels and the reference "
-        f"{int(reference.mask.sum())}, each of which takes out a whole kernel footprint. Use a "
-        "smaller kernel, or check the masks and the saturation level."
-    )
-
-
-def _check_variance(objective: Objective) -> None:
-    """The noise model must give a variance at the target's values and where the fit starts."""
-    for model in (objective.target, objective.model.mv(flat_start(objective))):
-        variance = objective.noise.variance(model)
-        if variance.shape != model.shape:
-            raise NoiseModelError(
-                f"The noise model gives a variance of shape {tuple(variance.shape)} for an image "
-                f"of shape {tuple(model.shape)}; it must work pixel by pixel."
-            )
-        bad = objective.use & ~((variance > 0) & torch.isfinite(variance))
-        if bad.any():
-            raise NoiseModelError(
-                f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a "
-                "variance that is not positive and finite; check gain, read noise and variance "
-                "image, and give a noise model of your own a floor."
-            )
 
 
 def _known_noise(reference: Frame) -> tuple[NoiseModel | None, tuple[Finding, ...]]:
@@ -307,40 +193,20 @@ def _assemble(
     noise_findings: tuple[Finding, ...],
 ) -> Subtraction:
     model, theta = objective.model, solution.theta
-    modelled = (flags & Flag.no_model()) == 0
-    image = model.mv(theta)
-    fit_variance = objective.variance(image)
-    normalised = (objective.target - image) / fit_variance.sqrt()
-    chi_square = float((normalised[objective.use] ** 2).sum())
-
-    variance = objective.noise.variance(image)
-    if reference_noise is not None:
-        variance = variance + _reference_variance(model, theta, reference, reference_noise)
-    has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
-    has_data &= torch.isfinite(variance.cpu()) & (variance.cpu() > 0)
-    image, variance = image.cpu(), variance.cpu()
-    difference = torch.where(has_data, target.data - image, 0.0)
-    variance = torch.where(has_data, variance, torch.inf)
-
+    images = _images(objective, theta, target, reference, reference_noise, flags)
+    normalised = (objective.target - model.mv(theta)) / objective.variance(model.mv(theta)).sqrt()
     use = objective.use.cpu()
-    dark = use & (image <= image[use].median())
-    scale_of_sky = robust_scale((difference / variance.sqrt())[dark])
-    out, range_findings = _image_dtype(objective.dtype, variance[has_data])
-    findings = (
-        *target.findings, *reference.findings, *noise_findings, *solution.findings,
-        *errors.findings, *range_findings,
-        *_findings_of_fit(objective, solution, errors, normalised, scale_of_sky),
-    )  # fmt: skip
-    n_k = model.kernel.n_params
+    dark = use & (images.model <= images.model[use].median())
+    sky_scale = robust_scale((images.difference / images.variance.sqrt())[dark])
+    out, range_findings = _image_dtype(objective.dtype, images.variance[images.has_data])
+    n_k, coefficients = model.kernel.n_params, theta.cpu().numpy()
     covariance = None if errors.covariance is None else errors.covariance.cpu().numpy()
-    coefficients = theta.cpu().numpy()
-    dof = objective.n_data - model.n_params
     return Subtraction(
-        difference=difference.numpy().astype(out),
-        variance=variance.numpy().astype(out),
+        difference=images.difference.numpy().astype(out),
+        variance=images.variance.numpy().astype(out),
         mask=(flags != 0).numpy(),
         flags=flags.numpy(),
-        model=torch.where(modelled, image, 0.0).numpy().astype(out),
+        model=images.model.numpy().astype(out),
         kernel=model.kernel_image(theta).cpu().numpy(),
         kernel_covariance=None if covariance is None else covariance[:n_k, :n_k],
         covariance=covariance,
@@ -353,38 +219,96 @@ def _assemble(
             model.background_image(theta).cpu().numpy().astype(out),
         ),
         status=solution.status,
-        findings=findings,
-        diagnostics=Diagnostics(
-            loss=solution.loss,
-            steps=solution.steps,
-            evaluations=solution.evaluations,
-            decrement=solution.decrement,
-            mfb=mean_fit_bias(normalised, objective.use),
-            mfv=mean_fit_variance(normalised, objective.use),
-            reduced_chi_square=chi_square / dof,
-            residual_scale=scale_of_sky,
-            n_pixels=objective.n_data,
-            n_parameters=model.n_params,
-            reference_background=level,
-            reference_noise=reference_noise is not None,
-            seconds=0.0,
-            device=str(objective.target.device),
-            dtype=str(objective.dtype).removeprefix("torch."),
+        findings=(
+            *target.findings, *reference.findings, *noise_findings, *solution.findings,
+            *errors.findings, *range_findings,
+            *findings_of_fit(objective, solution, errors, normalised, sky_scale),
         ),
-        settings={
-            "target": target.name,
-            "reference": reference.name,
-            "kernel": repr(model.kernel),
-            "background": repr(model.background),
-            "noise": repr(objective.noise),
-            "likelihood": repr(objective.likelihood),
-            "penalty": repr(objective.penalty),
-            "reference noise": repr(reference_noise),
-        },
+        diagnostics=_diagnostics(
+            objective, solution, normalised, sky_scale, level, reference_noise is not None
+        ),
+        settings=_settings(objective, target, reference, reference_noise),
         header=target.meta,
         wcs=target.wcs,
         unit=target.unit,
+    )  # fmt: skip
+
+
+class _Images(NamedTuple):
+    difference: Image
+    variance: Image
+    model: Image
+    has_data: Mask
+
+
+def _images(
+    objective: Objective,
+    theta: Params,
+    target: Frame,
+    reference: Frame,
+    reference_noise: NoiseModel | None,
+    flags: Flags,
+) -> _Images:
+    """Difference, variance and model at full size, on the CPU, float64; 0 and inf without data."""
+    image = objective.model.mv(theta)
+    variance = objective.noise.variance(image)
+    if reference_noise is not None:
+        variance = variance + _reference_variance(
+            objective.model, theta, reference, reference_noise
+        )
+    image, variance = image.cpu(), variance.cpu()
+    modelled = (flags & Flag.no_model()) == 0
+    has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
+    has_data &= torch.isfinite(variance) & (variance > 0)
+    return _Images(
+        difference=torch.where(has_data, target.data - image, 0.0),
+        variance=torch.where(has_data, variance, torch.inf),
+        model=torch.where(modelled, image, 0.0),
+        has_data=has_data,
     )
+
+
+def _diagnostics(
+    objective: Objective,
+    solution: Solution,
+    normalised: Image,
+    sky_scale: float,
+    level: float,
+    reference_noise: bool,
+) -> Diagnostics:
+    chi_square = float((normalised[objective.use] ** 2).sum())
+    return Diagnostics(
+        loss=solution.loss,
+        steps=solution.steps,
+        evaluations=solution.evaluations,
+        decrement=solution.decrement,
+        mfb=mean_fit_bias(normalised, objective.use),
+        mfv=mean_fit_variance(normalised, objective.use),
+        reduced_chi_square=chi_square / max(objective.n_data - objective.model.n_params, 1),
+        residual_scale=sky_scale,
+        n_pixels=objective.n_data,
+        n_parameters=objective.model.n_params,
+        reference_background=level,
+        reference_noise=reference_noise,
+        seconds=0.0,
+        device=str(objective.target.device),
+        dtype=str(objective.dtype).removeprefix("torch."),
+    )
+
+
+def _settings(
+    objective: Objective, target: Frame, reference: Frame, reference_noise: NoiseModel | None
+) -> dict[str, str]:
+    return {
+        "target": target.name,
+        "reference": reference.name,
+        "kernel": repr(objective.model.kernel),
+        "background": repr(objective.model.background),
+        "noise": repr(objective.noise),
+        "likelihood": repr(objective.likelihood),
+        "penalty": repr(objective.penalty),
+        "reference noise": repr(reference_noise),
+    }
 
 
 def _reference_variance(
@@ -412,79 +336,3 @@ def _image_dtype(
         "beyond the range of float32; the images are float64.",
     )
     return np.float64, (finding,)
-
-
-def _findings_of_fit(
-    objective: Objective,
-    solution: Solution,
-    errors: Uncertainty,
-    normalised: Image,
-    residual_scale: float,
-) -> tuple[Finding, ...]:
-    found = (
-        _status_finding(objective, solution, normalised),
-        _scale_finding(objective, solution, errors),
-        _residual_finding(residual_scale),
-    )
-    return tuple(finding for finding in found if finding is not None)
-
-
-def _status_finding(objective: Objective, solution: Solution, normalised: Image) -> Finding | None:
-    if solution.status.ok:
-        return None
-    sizes = torch.where(objective.use, normalised.abs().nan_to_num(nan=torch.inf), 0.0)
-    y, x = divmod(int(sizes.argmax()), sizes.shape[1])
-    message = (
-        f"{solution.status.value} The pixel furthest from the model is x = {x}, y = {y}, by "
-        f"{float(sizes.max()):.3g} sigma."
-    )
-    return Finding(solution.status.name.lower().replace("_", "-"), message, "warning")
-
-
-def _scale_finding(objective: Objective, solution: Solution, errors: Uncertainty) -> Finding | None:
-    scale = float(objective.model.scale(solution.theta))
-    if scale > 3.0 * errors.scale:
-        return None
-    return Finding(
-        "scale-uncertain",
-        f"The photometric scale P is {scale:.3g} with an error of {errors.scale:.2g}; it must be "
-        "positive and well known. There is too little signal in common to learn a kernel: few "
-        "stars, another field, or no registration.",
-        "warning",
-    )
-
-
-def _residual_finding(residual_scale: float) -> Finding | None:
-    low, high = _SKY_SCALE
-    if low <= residual_scale <= high:
-        return None
-    return Finding(
-        "residual-scale",
-        f"On the darker half of the frame the difference scatters by {residual_scale:.2f} times "
-        "what its variance says; the noise model does not describe these images (resampling, "
-        "wrong gain, unknown noise of the reference).",
-        "warning",
-    )
-
-
-_WARNING_OF_CODE = {
-    "fisher-singular": CovarianceWarning,
-    "covariance-determinant": CovarianceWarning,
-    "covariance-eigenvalues": CovarianceWarning,
-    "stalled": ConvergenceWarning,
-    "max-steps": ConvergenceWarning,
-    "not-finite": ConvergenceWarning,
-    "jitter": ConvergenceWarning,
-    "noise-estimated": NoiseWarning,
-    "noise-constant": NoiseWarning,
-    "sky-restored": NoiseWarning,
-    "sky-too-quiet": NoiseWarning,
-    "residual-scale": NoiseWarning,
-}
-
-
-def _warn(result: Subtraction) -> None:
-    for finding in result.findings:
-        if finding.level == "warning":
-            category = _WARNING_OF_CODE.get(finding.code, PyTorchDIAWarning)
-            warnings.warn(finding.message, category, stacklevel=3)

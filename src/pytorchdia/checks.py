@@ -1,0 +1,141 @@
+"""What must hold before a fit, said clearly where it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .arrays import Mask
+from .background import PolynomialBackground
+from .errors import FlatImageError, InputError, NoiseModelError, ShapeError, TooFewPixelsError
+from .frame import Flag, Frame
+from .kernel import KernelModel
+from .likelihood import Likelihood
+from .noise import NoiseModel
+from .objective import Objective
+from .penalty import Penalty
+from .solvers import Solver, flat_start
+
+__all__ = [
+    "require_enough_pixels",
+    "require_kinds",
+    "require_same_shape",
+    "require_structure",
+    "require_variance",
+    "usable_device",
+    "usable_dtype",
+]
+
+
+def require_kinds(
+    kernel: Any,
+    background: Any,
+    noise: Any,
+    likelihood: Any,
+    penalty: Any,
+    solver: Any,
+    reference_noise: Any,
+) -> None:
+    """Raise an InputError for a number or a name where an object is needed."""
+    for name, value, kind, optional in (
+        ("kernel", kernel, KernelModel, False),
+        ("background", background, PolynomialBackground, False),
+        ("noise", noise, NoiseModel, True),
+        ("likelihood", likelihood, Likelihood, False),
+        ("penalty", penalty, Penalty, True),
+        ("solver", solver, Solver, False),
+        ("reference_noise", reference_noise, NoiseModel, True),
+    ):
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise InputError(
+                f"{name} must be a {kind.__name__}, got {value!r}; for instance "
+                f"subtract(target, reference, {name}={_EXAMPLES[name]})."
+            )
+
+
+_EXAMPLES = {
+    "kernel": "DeltaKernel(19)",
+    "background": "PolynomialBackground(1)",
+    "noise": "CCDNoise(read_noise=5.0, gain=1.5)",
+    "likelihood": "Huber()",
+    "penalty": "LaplacianPenalty(1.0)",
+    "solver": "Newton()",
+    "reference_noise": "CCDNoise(read_noise=5.0, gain=1.5)",
+}
+
+
+def require_same_shape(target: Frame, reference: Frame) -> None:
+    """Raise a ShapeError unless both frames have the same size."""
+    if target.shape != reference.shape:
+        raise ShapeError(
+            f"The target ({target.name}) has shape {target.shape} but the reference "
+            f"({reference.name}) has shape {reference.shape}; register and trim them to one pixel "
+            "grid first."
+        )
+
+
+def usable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype`` if it is float32 or float64, else an InputError."""
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}.")
+    return dtype
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name ("auto" prefers CUDA), or an InputError if it does not work."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, dtype=torch.float64, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(
+            f"The device {str(device)!r} cannot be used ({reason}); use 'auto' or 'cpu'."
+        ) from error
+    return chosen
+
+
+def require_structure(frame: Frame, use: Mask, role: str) -> None:
+    """An image of one single value tells nothing of a kernel."""
+    values = frame.data[use]
+    if len(values) and float(values.min()) == float(values.max()):
+        saturated = int(((frame.flags & Flag.SATURATED) != 0).sum())
+        raise FlatImageError(
+            f"The {role} ({frame.name}) is constant: all its {len(values)} usable pixels are "
+            f"{float(values[0]):g} ({saturated} more are taken as saturated). Check that the right "
+            "image was read, and the saturation level."
+        )
+
+
+def require_enough_pixels(objective: Objective, target: Frame, reference: Frame) -> None:
+    """More pixels than parameters."""
+    n_data, n_params = objective.n_data, objective.model.n_params
+    if n_data > n_params:
+        return
+    h, w = target.shape
+    raise TooFewPixelsError(
+        f"Only {n_data} of {h * w} pixels can be used and the fit has {n_params} parameters; the "
+        f"target has {int(target.mask.sum())} bad pixels and the reference "
+        f"{int(reference.mask.sum())}, each of which takes out a whole kernel footprint. Use a "
+        "smaller kernel, or check the masks and the saturation level."
+    )
+
+
+def require_variance(objective: Objective) -> None:
+    """The noise model must give a variance at the target's values and where the fit starts."""
+    for model in (objective.target, objective.model.mv(flat_start(objective))):
+        variance = objective.noise.variance(model)
+        if variance.shape != model.shape:
+            raise NoiseModelError(
+                f"The noise model gives a variance of shape {tuple(variance.shape)} for an image "
+                f"of shape {tuple(model.shape)}; it must work pixel by pixel."
+            )
+        bad = objective.use & ~((variance > 0) & torch.isfinite(variance))
+        if bad.any():
+            raise NoiseModelError(
+                f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a "
+                "variance that is not positive and finite; check gain, read noise and variance "
+                "image, and give a noise model of your own a floor."
+            )
