@@ -341,7 +341,9 @@ def test_saturated_pixels_are_flagged_from_the_level_on(write_fits):
 
 def test_a_plateau_at_the_top_is_taken_for_saturation():
     image = make_pair(5).target.copy()
-    level = np.sort(image, axis=None)[-8]
+    y, x = np.indices(image.shape)
+    image += 2e5 * np.exp(-((y - 30) ** 2 + (x - 40) ** 2) / (2 * 2.0**2))
+    level = 1e5
     frame = dia.as_frame(np.minimum(image, level))
     assert [f.code for f in frame.findings] == ["saturation-estimated"]
     assert (frame.flags.numpy()[image >= level] == int(Flag.SATURATED)).all()
@@ -487,3 +489,20 @@ def test_counts_of_few_photons_are_not_taken_for_saturation():
     frame = dia.as_frame(counts)
     assert frame.detector.saturation == np.inf
     assert not frame.mask.any()
+
+
+def test_equal_peaks_of_separate_stars_are_not_taken_for_saturation():
+    y, x = np.mgrid[:100, :100]
+    image = np.full((100, 100), 50.0)
+    for cy in range(10, 100, 20):
+        for cx in range(10, 100, 20):
+            image += 1e4 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 1.5**2))
+    assert not dia.as_frame(image).mask.any()
+
+
+def test_negative_standard_deviations_mark_missing_data():
+    sigma = np.full(WHOLE.shape, 3.0)
+    sigma[:2] = -1.0
+    frame = dia.as_frame(CCDData(WHOLE, unit="adu", uncertainty=StdDevUncertainty(sigma)))
+    assert (frame.flags.numpy()[:2] == int(Flag.BAD_VARIANCE)).all()
+    assert (frame.variance.numpy()[2:] == 9.0).all()

@@ -220,6 +220,37 @@ def test_robust_losses_and_clipping_resist_cosmic_rays():
     assert clipped.clipped[torch.from_numpy(hit)].float().mean() > 0.7
 
 
+def test_clipping_spares_the_good_pixels_around_one_bad_one():
+    clean = simulate_pair(26, (80, 90), phi_r=1.2, phi_k=1.0)
+    target = clean.target.copy()
+    target[40, 50] += 1e5
+    o = objective_of(dataclasses.replace(clean, target=target), CCDNoise(5.0), size=9)
+    solution = NormalEquations(5, k_sigma=5.0).solve(o)
+    undisturbed = NormalEquations(5).solve(objective_of(clean, CCDNoise(5.0), size=9))
+    assert torch.nonzero(solution.clipped).tolist() == [[40, 50]]
+    scale = o.model.scale
+    assert float(scale(solution.theta)) == pytest.approx(float(scale(undisturbed.theta)), abs=2e-3)
+    assert not solution.findings
+
+
+def test_clipping_nearly_everything_is_said_or_refused():
+    pair = simulate_pair(27, (70, 62))
+    o = objective_of(pair, CCDNoise(5.0))
+    many = NormalEquations(3, k_sigma=1.0).solve(o)
+    assert "many-clipped" in [f.code for f in many.findings]
+    assert NormalEquations(3, k_sigma=0.002).solve(o).status is Status.NOT_FINITE
+
+
+@pytest.mark.parametrize("variance", [1e-2, 1e-1])
+def test_huber_with_a_noise_far_too_small_still_descends(variance):
+    # Nearly every pixel lies where Huber's curvature is zero.
+    pair = simulate_pair(28, (80, 90), phi_r=1.2, phi_k=1.0)
+    o = objective_of(pair, FixedVariance(variance), Huber(), size=9)
+    newton, descent = Newton().solve(o), AdamLBFGS().solve(o)
+    assert newton.loss < descent.loss * (1 + 1e-4)
+    assert newton.status is not Status.STALLED
+
+
 def test_penalty_moves_newton_and_normal_equations_alike():
     pair = simulate_pair(19, (70, 62))
     o = objective_of(pair, FixedVariance(pair.target_sigma**2))
@@ -283,6 +314,9 @@ def test_adam_may_start_from_a_gaussian_kernel():
         lambda: AdamLBFGS(lr_kernel=0.0),
         lambda: AdamLBFGS(tol=-1.0),
         lambda: NormalEquations(0),
+        lambda: AdamLBFGS(start_sigma=0.0),
+        lambda: AdamLBFGS(max_adam=-1),
+        lambda: AdamLBFGS(tol_change=0.0),
         lambda: NormalEquations(3, k_sigma=0.0),
         lambda: NormalEquations(1, k_sigma=5.0),
         lambda: Newton(tol=0.0),

@@ -218,8 +218,10 @@ def _wrong_usage(error: Any) -> int:
 
 
 def _last_resort(error: Exception) -> int:
-    if isinstance(error, MemoryError) or "not enough memory" in str(error).lower():
-        return _fail(3, f"There is not enough memory for this fit ({error}); use a smaller kernel.")
+    text = str(error).split("\n")[0]
+    if isinstance(error, MemoryError) or "memory" in text.lower():
+        hint = "use a smaller kernel, --no-covariance or --device cpu"
+        return _fail(3, f"There is not enough memory for this fit ({text}); {hint}.")
     return _fail(
         1,
         f"This is a defect of pytorchdia ({type(error).__name__}: {error}); please report it. Set "

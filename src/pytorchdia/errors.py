@@ -99,7 +99,7 @@ class Status(enum.Enum):
     CONVERGED = "The fit converged."
     STALLED = (
         "The fit stopped because no step lowers the loss any further at this precision, before its "
-        "goal was reached; the answer is usually good. Try dtype=torch.float64 or a smaller kernel."
+        "goal was reached. Check the noise model, and try dtype=torch.float64 or a smaller kernel."
     )
     MAX_STEPS = (
         "The fit ran out of steps before its goal was reached; the best point so far is returned. "

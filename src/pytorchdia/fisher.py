@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -69,10 +70,13 @@ def uncertainty(objective: Objective, theta: Params, full: bool = True) -> Uncer
         if quick is not None:
             return quick
     covariance, findings = _invert(fisher_information(objective, theta))
-    scale, *background = (
-        float((g @ covariance @ g).clamp(min=0.0).sqrt()) for g in _gradients(objective)
-    )
+    scale, *background = (_error(float(g @ covariance @ g)) for g in _gradients(objective))
     return Uncertainty(scale, tuple(background), covariance if full else None, findings)
+
+
+def _error(variance: float) -> float:
+    """The root of a variance; infinite for one that no error can have."""
+    return math.sqrt(variance) if 0.0 < variance < math.inf else math.inf
 
 
 def _gradients(objective: Objective) -> list[Params]:
@@ -115,7 +119,7 @@ def _without_matrix(objective: Objective, theta: Params) -> Uncertainty | None:
         )
         if not result.solved:
             return None
-        errors.append(float(gradient @ result.solution) ** 0.5)
+        errors.append(_error(float(gradient @ result.solution)))
     return Uncertainty(errors[0], tuple(errors[1:]), None, ())
 
 

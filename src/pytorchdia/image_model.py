@@ -1,9 +1,10 @@
 """The image model M = R (x) K + B as a linear operator A on theta (eq 1-2, 18).
 
-``M = A theta`` with theta = (kernel coefficients, background coefficients). Three products are all
+``M = A theta`` with theta = (kernel coefficients, background coefficients). Its products are all
 that any solver needs: :meth:`ImageModel.mv` (A theta), :meth:`ImageModel.rmv` (A' r) and
-:meth:`ImageModel.gram` (A' diag(w) A). This is the only file that knows the orientation of the
-kernel: ``M[i, j] = sum_lm K[n_y + l, n_x + m] R[i + l, j + m]``, as eq 2 has it.
+:meth:`ImageModel.gram` (A' diag(w) A), the last also times a vector and approximately. This is the
+only file that knows the orientation of the kernel:
+``M[i, j] = sum_lm K[n_y + l, n_x + m] R[i + l, j + m]``, as eq 2 has it.
 
 Images are full size. Pixels within half a kernel of the edge have no model: they are 0 in ``mv``
 and count for nothing in ``rmv`` and ``gram``.
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .arrays import Image, Kernel, Mask, Matrix, Params, Scalar
 from .background import PolynomialBackground
-from .errors import ShapeError
+from .errors import InputError, ShapeError
 from .frame import outside
 from .kernel import KernelModel
 
@@ -55,6 +56,11 @@ class ImageModel:
         if self.reference.ndim != 2:
             raise ShapeError(
                 f"The reference must be a 2-D image, got shape {self.reference.shape}."
+            )
+        if self.kernel.n_params != self.kernel.shape[0] * self.kernel.shape[1]:
+            raise InputError(
+                f"The kernel has {self.kernel.n_params} parameters on {self.kernel.shape} pixels; "
+                "only kernels with one parameter for each pixel can be fitted so far."
             )
         outside(self.shape, self.kernel.half_shape)  # raises if the kernel does not fit
 
@@ -156,8 +162,9 @@ class ImageModel:
     def gram_toeplitz(self, weight: Image) -> Matrix:
         """An approximation of :meth:`gram` from the autocorrelation of sqrt(w) R, float64.
 
-        It is the Gram matrix of the shifted products sqrt(w) R where A' diag(w) A has products of
-        shifted images with one sqrt(w), so it is positive semi-definite and costs a few transforms.
+        A' diag(w) A weights the product of two shifted references by w. Here each reference is
+        multiplied by sqrt(w) before it is shifted. That makes a Gram matrix as well, so it is
+        positive semi-definite, and it needs one autocorrelation only.
         ``weight`` (h, w) must not be negative and 0 in the border; its dtype is used.
         """
         ky, kx = self.kernel.shape

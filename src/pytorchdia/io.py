@@ -23,6 +23,7 @@ from astropy.units import Quantity
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from numpy.typing import NDArray
+from scipy.ndimage import label
 
 from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
@@ -38,7 +39,7 @@ _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
 _WCS_CARD = re.compile(
     r"(WCS|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|[AB]P?_)"
 )  # a mixture of two world coordinate systems would be none
-_PLATEAU_PIXELS = 5  # pixels at the top that make a plateau; a symmetric star has up to 4
+_PLATEAU_PIXELS = 5  # pixels together at the top make a plateau; a symmetric star has up to 4
 _PLATEAU_HEIGHT = 8.0  # in units of the scatter: counts of few photons share values by chance
 _PLATEAU_DEPTH = 1e-3  # of the height above the median: resampling blurs a plateau that much
 
@@ -248,8 +249,10 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
             power = 1 if name in _VARIANCE_NAMES else 2
             if name == "UNCERT":
                 power = _POWER_OF_UTYPE.get(other.header.get("UTYPE"), 2)
-            with np.errstate(divide="ignore", over="ignore"):
-                variance = _numbers(other.data, name) ** power
+            values = _numbers(other.data, name)
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                # A sigma of -1 marks "no data"; squared it would look like an error.
+                variance = values if power == 1 else np.where(values > 0, values, np.nan) ** power
             frame = _with_variance(frame, variance)
             findings.append(Finding("file-variance", f"Used the {name} image of {frame.name}."))
     return replace(frame, findings=tuple(findings))
@@ -272,6 +275,9 @@ def _from_nddata(source: NDData, given: Mapping[str, Any]) -> Frame:
         return frame
     if isinstance(uncertainty, UnknownUncertainty):
         uncertainty = StdDevUncertainty(uncertainty.array)
+    if isinstance(uncertainty, StdDevUncertainty):  # squaring would hide a negative mark
+        sigma = np.asarray(uncertainty.array, np.float64)
+        return _with_variance(frame, np.where(sigma > 0, sigma, np.nan) ** 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = np.asarray(uncertainty.represent_as(VarianceUncertainty).array, np.float64)
     return _with_variance(frame, variance)
@@ -354,7 +360,10 @@ def _plateau(
     count = int((finite >= highest - _PLATEAU_DEPTH * (highest - median)).sum())
     is_top = top is not None and highest >= top
     height = _PLATEAU_HEIGHT * mad_std(finite)
-    seen = count >= _PLATEAU_PIXELS and highest - median > height and count <= 0.1 * finite.size
+    with np.errstate(invalid="ignore"):
+        patches, _ = label(values >= highest - _PLATEAU_DEPTH * (highest - median), np.ones((3, 3)))
+    together = int(np.bincount(patches.ravel())[1:].max(initial=0))
+    seen = together >= _PLATEAU_PIXELS and highest - median > height and count <= 0.1 * finite.size
     if not is_top and not seen:
         return float("inf"), "none seen", ()
     # Interpolation and non-linearity spoil the pixels just below the plateau as well.

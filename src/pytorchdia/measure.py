@@ -34,8 +34,10 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 
 _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
-# Ratios of measured to expected variance beyond which the sky contradicts the noise model. Sharp
-# stars at 1000 per 100 x 100 pixels raise the measured one up to 1.9 times.
+# Ratios of measured to expected variance beyond which the sky contradicts the noise model. Crowded
+# undersampled stars raise the measured one as well, so a known gain is only overridden where the
+# level itself says that the sky is gone: below this many times its scatter.
+_SKY_GONE = 0.25
 _SKY_TOO_QUIET, _SKY_TOO_LOUD = 1.0 / 1.5, 2.0
 _DARK_SHARE = 0.2  # of the frame, where the noise of the sky is measured: far from crowded stars,
 _DARK_PIXELS = 2000  # but this many pixels, up to half the frame
@@ -178,7 +180,7 @@ def _noise_from_detector(
     bare = CCDNoise(noise.read_noise, gain)  # a flat-field averages one
     expected = float(bare.variance(torch.tensor(sky.dark_level, dtype=torch.float64)))
     ratio = sky.scatter**2 / expected
-    if ratio > _SKY_TOO_LOUD:
+    if ratio > _SKY_TOO_LOUD and sky.dark_level < _SKY_GONE * sky.scatter:
         offset = gain * (sky.scatter**2 - noise.read_noise**2) - sky.dark_level
         noise = replace(noise, offset=offset)
         findings.append(
@@ -188,6 +190,18 @@ def _noise_from_detector(
                 f"{sky.scatter:.4g} ADU where gain and read noise allow {math.sqrt(expected):.4g}; "
                 f"a subtracted sky of {offset:.5g} ADU was added to the noise model. If the sky "
                 "was not subtracted, the gain or the unit is wrong: give the gain.",
+                "warning",
+            )
+        )
+    elif ratio > _SKY_TOO_LOUD:
+        findings.append(
+            Finding(
+                "sky-too-loud",
+                f"The sky of {frame.name} (level {sky.dark_level:.4g} ADU) scatters by "
+                f"{sky.scatter:.4g} ADU from pixel to pixel where gain and read noise predict "
+                f"{math.sqrt(expected):.4g}: faint sharp stars are crowded, or part of the sky was "
+                "subtracted (give the sky offset), or the gain is wrong. Gain and read noise were "
+                "used as they are.",
                 "warning",
             )
         )

@@ -47,8 +47,8 @@ class Objective:
     likelihood : Likelihood
     penalty : Penalty, optional
     dtype : torch.dtype
-        Precision of the heavy work (normal matrices, gradient descent). Parameters, sums and
-        linear algebra are float64 whatever it is.
+        Precision of the heavy work (products with the Hessian, gradient descent). Parameters, sums
+        and linear algebra are float64 whatever it is.
     """
 
     model: ImageModel

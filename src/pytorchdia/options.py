@@ -193,7 +193,7 @@ Iterations = Annotated[
 ]
 KSigma = Annotated[
     float | None,
-    typer.Option(help="normal-equations: clip before the last round.", rich_help_panel=_FIT),
+    typer.Option(help="normal-equations: clip at this many sigma.", rich_help_panel=_FIT),
 ]
 Covariance = Annotated[
     bool,

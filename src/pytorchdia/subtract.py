@@ -194,6 +194,7 @@ def _assemble(
 ) -> Subtraction:
     model, theta = objective.model, solution.theta
     images = _images(objective, theta, target, reference, reference_noise, flags)
+    flags = with_flag(flags, ~images.has_data & (flags == 0), Flag.BAD_VARIANCE)
     normalised = (objective.target - model.mv(theta)) / objective.variance(model.mv(theta)).sqrt()
     use = objective.use.cpu()
     dark = use & (images.model <= images.model[use].median())

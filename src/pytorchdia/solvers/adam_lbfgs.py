@@ -53,10 +53,16 @@ class AdamLBFGS(Solver):
     start_sigma: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lr_kernel", "lr_background", "tol", "tol_gradient"):
+        for name in ("lr_kernel", "lr_background", "tol", "tol_gradient", "tol_change",
+                     "start_sigma"):  # fmt: skip
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if value is not None and not (0 < value < 1e30):
                 raise InputError(f"AdamLBFGS needs a finite {name} > 0, got {value}.")
+        for name in ("max_adam", "max_lbfgs"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"AdamLBFGS needs {name} of at least 1, got {getattr(self, name)}."
+                )
 
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
@@ -91,6 +97,7 @@ class _Descent:
             ]
         )
         self.descend(lambda: adam.step(self.closure), o.tol, o.max_adam)
+        self.return_to_best()
         lbfgs = torch.optim.LBFGS(
             [self.kernel, self.background],
             lr=1.0,
@@ -129,6 +136,13 @@ class _Descent:
                 return True
             previous = loss
         return False
+
+    @torch.no_grad()
+    def return_to_best(self) -> None:
+        """Put the parameters back to the best point, which a last bad step may have left."""
+        kernel, background = self.objective.model.split(self.best[1])
+        self.kernel.copy_(kernel)
+        self.background.copy_(background)
 
     def lbfgs_step(self, lbfgs: torch.optim.LBFGS) -> Tensor:
         loss: Tensor = lbfgs.step(self.closure)  # type: ignore[no-untyped-call]

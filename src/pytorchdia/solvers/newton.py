@@ -40,7 +40,8 @@ class Newton(Solver):
     iteration fails, the matrix itself is computed and factored, and the result says so.
 
     Where H is not positive definite (robust losses far from the minimum), ``|h|`` takes the place
-    of h, which is positive semi-definite for any loss. Steps are halved until the loss falls.
+    of h, which is positive semi-definite for any loss. Steps are halved until the loss falls; where
+    none does, a reweighted least squares step is taken.
     Unless a starting point is given, the first step goes from the flat kernel to the weighted least
     squares solution with the target's own variances (the first round of Bramich 2008), from where
     few Newton steps remain.
@@ -116,7 +117,7 @@ class _Descent:
                 return self.finish(point, Status.CONVERGED, steps, decrement)
             if steps == self.options.max_steps:
                 return self.finish(point, Status.MAX_STEPS, steps, move.decrement)
-            lower = self.line_search(point, move)
+            lower = self.line_search(point, move) or self.majorised_step(point)
             if lower is None:
                 return self.finish(point, Status.STALLED, steps, move.decrement)
             point, steps = lower, steps + 1
@@ -170,6 +171,23 @@ class _Descent:
                 return trial
             t *= 0.5
         return None
+
+    def majorised_step(self, point: _Point) -> _Point | None:
+        """A reweighted least squares step, for losses whose curvature vanishes almost everywhere.
+
+        The weight -g / (I - M) is positive wherever the loss grows with the residual (for Huber
+        beyond c, where h is 0), and the step lowers the loss where Newton's does not.
+        """
+        o = self.objective
+        residual = torch.where(o.use, o.target - o.model.mv(point.theta), 0.0)
+        weight = torch.where(residual != 0, -point.terms.gradient / residual, 0.0).clamp(min=0.0)
+        gradient = self.gradient(point)
+        step = _MatrixFree(o).solve(weight, gradient)
+        if step is None:
+            step = _Matrix(o, fallback=True).solve(weight, gradient)
+        if step is None:
+            return None
+        return self.line_search(point, _Move(step, 0.5 * float(gradient @ step)))
 
     def polish(self, point: _Point, move: _Move) -> tuple[_Point, float]:
         """Repeat the last step with the same system until P is exact or rounding stops it."""
