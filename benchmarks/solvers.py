@@ -157,10 +157,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for n in arguments.sizes:
-        rows += measure(
+        measured = measure(
             n, arguments.kernel, arguments.seed, arguments.repeat, n <= arguments.paper_up_to
         )
-        for row in rows[-5:] if n <= arguments.paper_up_to else rows[-4:]:
+        rows += measured
+        for row in measured:
             print(
                 f"{row['image']:>5} {row['kernel']:>3}  {row['solver']:<40} "
                 f"{row['median_s']:8.3f} s ({row['min_s']:.3f} to {row['max_s']:.3f})  "

@@ -107,7 +107,7 @@ def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
 
 
 def _without_matrix(objective: Objective, theta: Params) -> Uncertainty | None:
-    """G' H^-1 g for the gradients of P and of the background; None if H is not safely regular."""
+    """Errors of P and of the background by solving H x = g; None if H is not safely regular."""
     curvature = objective.pixel_terms(objective.model.mv(theta)).curvature
     factor = factorise(objective.preconditioner(curvature.abs()), 0.0, least_pivot=1e-9)
     if factor is None:

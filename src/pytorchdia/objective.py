@@ -107,7 +107,7 @@ class Objective:
         )
 
     def gradient(self, theta: Params, terms: PixelTerms) -> Params:
-        """D loss / d theta = A' g + 2 N Q theta, float64."""
+        """The derivative of the loss by ``theta``, A' g + 2 N Q theta, float64."""
         gradient = self.model.rmv(terms.gradient.to(torch.float64))
         if self.penalty_matrix is not None:
             gradient = gradient + 2.0 * self.penalty_matrix @ theta
@@ -115,10 +115,7 @@ class Objective:
 
     def hessian(self, curvature: Image, dtype: torch.dtype | None = None) -> Matrix:
         """A' diag(curvature) A + 2 N Q, float64; the products run in ``dtype``."""
-        hessian = self.model.gram(curvature.to(dtype or self.dtype))
-        if self.penalty_matrix is not None:
-            hessian = hessian + 2.0 * self.penalty_matrix
-        return hessian
+        return self._with_penalty(self.model.gram(curvature.to(dtype or self.dtype)))
 
     def hessian_product(self, curvature: Image, theta: Params) -> Params:
         """(A' diag(curvature) A + 2 N Q) theta without the matrix, float64.
@@ -132,7 +129,9 @@ class Objective:
 
     def preconditioner(self, curvature: Image) -> Matrix:
         """A quick approximation of :meth:`hessian` for ``curvature`` that is nowhere negative."""
-        matrix = self.model.gram_toeplitz(curvature)
+        return self._with_penalty(self.model.gram_toeplitz(curvature))
+
+    def _with_penalty(self, matrix: Matrix) -> Matrix:
         return matrix if self.penalty_matrix is None else matrix + 2.0 * self.penalty_matrix
 
     def total(self, theta: Params, terms: PixelTerms) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .errors import WriteError
-from .product import check_writable
+from .product import check_writable, replacing
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -34,14 +32,8 @@ def save(
         The file exists and ``overwrite`` is False, or it cannot be written.
     """
     check_writable(path, overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as partial:
         draw(result, target, reference).savefig(partial, format="png", dpi=110)
-        os.replace(partial, path)
-    except OSError as error:
-        raise WriteError(f"{path} could not be written ({error.strerror or error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -26,7 +26,7 @@ from .headers import parse_unit
 if TYPE_CHECKING:
     from .subtraction import Subtraction
 
-__all__ = ["Summary", "check_writable", "summarise", "to_ccddata", "write"]
+__all__ = ["Summary", "check_writable", "replacing", "summarise", "to_ccddata", "write"]
 
 # Keywords that describe how the target's file stored its pixels, not what they are.
 _STORAGE = (
@@ -48,13 +48,27 @@ def write(result: Subtraction, path: Path, overwrite: bool = False) -> Path:
         warnings.simplefilter("ignore", AstropyWarning)  # long keywords of the target's metadata
         hdus = _hdus(result)
     suffix = "".join(s for s in path.suffixes if s in (".fits", ".fit", ".gz", ".fz")) or ".fits"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
-    try:
+    with replacing(path, suffix) as partial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)  # long cards of the target's header
             hdus.writeto(partial, overwrite=True, output_verify="silentfix+ignore", checksum=True)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
+    return path
+
+
+@contextmanager
+def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; it becomes ``path`` when all went well.
+
+    Raises
+    ------
+    WriteError
+        Writing or renaming failed; nothing is left behind.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
+    try:
+        yield partial
         os.replace(partial, path)
     except (OSError, VerifyError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -64,7 +78,6 @@ def write(result: Subtraction, path: Path, overwrite: bool = False) -> Path:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def check_writable(path: Path, overwrite: bool) -> None:

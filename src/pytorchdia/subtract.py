@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .arrays import Flags, Image, Mask, Params
+from .arrays import Flags, Image, Mask
 from .background import PolynomialBackground
 from .checks import (
     require_enough_pixels,
@@ -193,9 +193,13 @@ def _assemble(
     noise_findings: tuple[Finding, ...],
 ) -> Subtraction:
     model, theta = objective.model, solution.theta
-    images = _images(objective, theta, target, reference, reference_noise, flags)
+    image = model.mv(theta)
+    normalised = (objective.target - image) / objective.variance(image).sqrt()
+    variance = objective.noise.variance(image)
+    if reference_noise is not None:
+        variance = variance + _reference_variance(model, theta, reference, reference_noise)
+    images = _images(image.cpu(), variance.cpu(), target, flags)
     flags = with_flag(flags, ~images.has_data & (flags == 0), Flag.BAD_VARIANCE)
-    normalised = (objective.target - model.mv(theta)) / objective.variance(model.mv(theta)).sqrt()
     use = objective.use.cpu()
     dark = use & (images.model <= images.model[use].median())
     sky_scale = robust_scale((images.difference / images.variance.sqrt())[dark])
@@ -242,22 +246,8 @@ class _Images(NamedTuple):
     has_data: Mask
 
 
-def _images(
-    objective: Objective,
-    theta: Params,
-    target: Frame,
-    reference: Frame,
-    reference_noise: NoiseModel | None,
-    flags: Flags,
-) -> _Images:
+def _images(image: Image, variance: Image, target: Frame, flags: Flags) -> _Images:
     """Difference, variance and model at full size, on the CPU, float64; 0 and inf without data."""
-    image = objective.model.mv(theta)
-    variance = objective.noise.variance(image)
-    if reference_noise is not None:
-        variance = variance + _reference_variance(
-            objective.model, theta, reference, reference_noise
-        )
-    image, variance = image.cpu(), variance.cpu()
     modelled = (flags & Flag.no_model()) == 0
     has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
     has_data &= torch.isfinite(variance) & (variance > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,6 +80,9 @@ class Newton(Solver):
         return descent.run(flat_start(objective), least_squares_first=True)
 
 
+_Answer = TypeVar("_Answer")
+
+
 class _Point(NamedTuple):
     theta: Params
     terms: PixelTerms
@@ -135,13 +138,17 @@ class _Descent:
         return self.objective.gradient(point.theta, point.terms) + ridge
 
     def newton_move(self, point: _Point) -> _Move | None:
-        """The Newton step at ``point``; turns to the matrix if it cannot be had without."""
+        """The Newton step at ``point``."""
         curvature = point.terms.curvature
-        move = self.system.newton_move(curvature, lambda: self.gradient(point))
-        if move is None and isinstance(self.system, _MatrixFree):
+        return self.ask(lambda system: system.newton_move(curvature, lambda: self.gradient(point)))
+
+    def ask(self, question: Callable[[_MatrixFree | _Matrix], _Answer | None]) -> _Answer | None:
+        """The answer of the system in use, or of the matrix from now on if it has none."""
+        answer = question(self.system)
+        if answer is None and isinstance(self.system, _MatrixFree):
             self.system = _Matrix(self.objective, fallback=True)
-            move = self.system.newton_move(curvature, lambda: self.gradient(point))
-        return move
+            answer = question(self.system)
+        return answer
 
     def least_squares(self, start: Params) -> _Point | None:
         """The least squares solution with 1/sigma^2(I) as weights, if it beats ``start``."""
@@ -153,10 +160,7 @@ class _Descent:
         self.tell(0, loss, math.inf)
         weight = torch.where(o.use, 1.0 / o.variance(o.target), 0.0)
         rhs = o.model.rmv(weight * o.target)
-        theta = self.system.solve(weight, rhs)
-        if theta is None and isinstance(self.system, _MatrixFree):
-            self.system = _Matrix(o, fallback=True)
-            theta = self.system.solve(weight, rhs)
+        theta = self.ask(lambda system: system.solve(weight, rhs))
         if theta is None:
             return None
         there = self.at(theta)
