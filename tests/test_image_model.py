@@ -107,7 +107,7 @@ def test_gram_by_small_blocks_equals_gram_at_once(monkeypatch):
     model, _, rng = random_model(5, (40, 31), (3, 5), 1)
     weight = torch.from_numpy(rng.uniform(size=(40, 31)))
     whole = model.gram(weight)
-    monkeypatch.setattr("pytorchdia.image_model._TILE_ELEMENTS", 31 * model.n_params * 3)
+    monkeypatch.setattr("pytorchdia.image_model._GRAM_ELEMENTS", 31 * model.n_params * 3)
     torch.testing.assert_close(model.gram(weight), whole, rtol=1e-12, atol=0)
 
 
@@ -148,7 +148,8 @@ def test_background_has_all_terms_in_normalised_coordinates():
     assert background.n_params == 10
     assert set(background.exponents) == {(m, n) for m in range(4) for n in range(4 - m)}
     assert background.exponents[0] == (0, 0)
-    terms = background.terms((7, 11), torch.float64)
+    unit = torch.eye(10, dtype=torch.float64)
+    terms = background.image(unit, (7, 11))
     x_term = terms[background.exponents.index((1, 0))]
     y_term = terms[background.exponents.index((0, 1))]
     assert float(x_term[0, 10]) == pytest.approx(5 / 11)

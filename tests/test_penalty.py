@@ -47,13 +47,13 @@ def test_objective_with_penalty_is_equation_20_and_its_derivatives_are_exact():
     k = theta[:15]
     extra = 0.3 * plain.n_data * float(k @ laplacian((3, 5)) @ k)
     assert float(penalised.loss(theta)) == pytest.approx(float(plain.loss(theta)) + extra)
-    terms = penalised.pixel_terms(penalised.model.mv(theta))
+    evaluation = penalised.evaluate(theta)
     torch.testing.assert_close(
-        penalised.gradient(theta, terms),
+        evaluation.gradient,
         torch.autograd.functional.jacobian(penalised.loss, theta), rtol=1e-9, atol=1e-6,
     )  # fmt: skip
     torch.testing.assert_close(
-        penalised.hessian(terms.curvature),
+        penalised.hessian(evaluation.curvature),
         torch.autograd.functional.hessian(penalised.loss, theta), rtol=1e-9, atol=1e-6,
     )  # fmt: skip
 

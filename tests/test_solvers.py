@@ -84,9 +84,9 @@ def test_newton_ends_at_a_point_where_the_gradient_vanishes(dtype):
     pair = simulate_pair(14, (70, 62))
     o = objective_of(pair, CCDNoise(5.0), dtype=dtype)
     solution = Newton().solve(o)
-    gradient = o.gradient(solution.theta, o.pixel_terms(o.model.mv(solution.theta)))
+    gradient = o.evaluate(solution.theta).gradient
     start = flat_start(o)
-    before = o.gradient(start, o.pixel_terms(o.model.mv(start)))
+    before = o.evaluate(start).gradient
     assert float(gradient.norm()) < 1e-9 * float(before.norm())
     assert solution.decrement < 1e-6
 
@@ -202,7 +202,7 @@ def test_newton_converges_on_losses_that_are_not_convex(likelihood):
     o = objective_of(pair, CCDNoise(5.0), likelihood)
     solution = Newton().solve(o)
     assert solution.status is Status.CONVERGED
-    curvature = o.pixel_terms(o.model.mv(solution.theta)).curvature
+    curvature = o.evaluate(solution.theta).curvature
     assert factorise(o.hessian(curvature), max_jitter=0.0) is not None  # a minimum, not a saddle
 
 

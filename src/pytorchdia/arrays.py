@@ -15,7 +15,10 @@ type          shape           meaning
 ``Matrix``    ``(p, p)``      a normal matrix, a Hessian or a covariance
 ``Scalar``    ``()``          one number as a tensor
 ``Pixels``    any             values that are treated one by one, whatever their shape
+``Tiled``     list            an image as the chunks of tiles in which it is worked on
 ============  ==============  =====================================================================
+
+A stack has its axes before those of the table: ``(..., h, w)``.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Image = Float[Tensor, "h w"]
-Mask = Bool[Tensor, "h w"]
-Flags = Int[Tensor, "h w"]
-Kernel = Float[Tensor, "ky kx"]
-Params = Float[Tensor, "_"]
-Matrix = Float[Tensor, "p p"]
-Scalar = Float[Tensor, ""]
+Image = Float[Tensor, "*#stack h w"]
+Mask = Bool[Tensor, "*#stack h w"]
+Flags = Int[Tensor, "*#stack h w"]
+Kernel = Float[Tensor, "*#stack ky kx"]
+Params = Float[Tensor, "*#stack _"]
+Matrix = Float[Tensor, "*#stack p p"]
+Scalar = Float[Tensor, "*#stack"]
 Pixels = Float[Tensor, "*shape"]
+Tiled = list[Tensor]
 
-__all__ = ["Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Pixels", "Scalar"]
+__all__ = ["Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Pixels", "Scalar", "Tiled"]

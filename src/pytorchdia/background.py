@@ -44,14 +44,18 @@ class PolynomialBackground:
         """Number of coefficients."""
         return len(self.exponents)
 
-    def terms(
+    def axes(
         self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> torch.Tensor:
-        """The images eta^m xi^n of all terms, (n_params, h, w)."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """xi(y), (h,), and eta(x), (w,), of eq 19."""
         xi, eta = ((torch.arange(n, dtype=dtype, device=device) - 0.5 * (n - 1)) / n for n in shape)
-        return torch.stack([xi[:, None] ** n * eta[None, :] ** m for m, n in self.exponents])
+        return xi, eta
 
     def image(self, coefficients: Params, shape: tuple[int, int]) -> Image:
         """B(x, y) [ADU] on a frame of ``shape`` (h, w)."""
-        terms = self.terms(shape, coefficients.dtype, coefficients.device)
-        return torch.einsum("k,khw->hw", coefficients, terms)
+        xi, eta = self.axes(shape, coefficients.dtype, coefficients.device)
+        image = torch.zeros((*coefficients.shape[:-1], *shape), dtype=coefficients.dtype,
+                            device=coefficients.device)  # fmt: skip
+        for k, (m, n) in enumerate(self.exponents):
+            image = image + coefficients[..., k, None, None] * (xi[:, None] ** n * eta**m)
+        return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .solvers import Solver, flat_start
 __all__ = [
     "require_enough_pixels",
     "require_kinds",
+    "require_noise_shape",
     "require_same_shape",
     "require_structure",
     "require_variance",
@@ -99,43 +101,72 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 def require_structure(frame: Frame, use: Mask, role: str) -> None:
     """An image of one single value tells nothing of a kernel."""
-    values = frame.data[use]
-    if len(values) and float(values.min()) == float(values.max()):
-        saturated = int(((frame.flags & Flag.SATURATED) != 0).sum())
-        raise FlatImageError(
-            f"The {role} ({frame.name}) is constant: all its {len(values)} usable pixels are "
-            f"{float(values[0]):g} ({saturated} more are taken as saturated). Check that the right "
-            "image was read, and the saturation level."
-        )
+    highest = float(torch.where(use, frame.data, -torch.inf).max())
+    if highest == -math.inf or highest != float(torch.where(use, frame.data, torch.inf).min()):
+        return
+    saturated = int(((frame.flags & Flag.SATURATED) != 0).sum())
+    raise FlatImageError(
+        f"The {role} ({frame.name}) is constant: all its {int(use.sum())} usable pixels are "
+        f"{highest:g} ({saturated} more are taken as saturated). Check that the right image was "
+        "read, and the saturation level."
+    )
 
 
-def require_enough_pixels(objective: Objective, target: Frame, reference: Frame) -> None:
+def require_enough_pixels(target: Frame, reference: Frame, use: Mask, n_params: int) -> None:
     """More pixels than parameters."""
-    n_data, n_params = objective.n_data, objective.model.n_params
+    n_data = int(use.sum())
     if n_data > n_params:
         return
     h, w = target.shape
     raise TooFewPixelsError(
         f"Only {n_data} of {h * w} pixels can be used and the fit has {n_params} parameters; the "
         f"target has {int(target.mask.sum())} bad pixels and the reference "
-        f"{int(reference.mask.sum())}, each of which takes out a whole kernel footprint. Use a "
-        "smaller kernel, or check the masks and the saturation level."
+        f"{int(reference.mask.sum())}, each of which takes out a whole kernel footprint. Use "
+        "a smaller kernel, or check the masks and the saturation level."
     )
+
+
+def require_noise_shape(noise: NoiseModel | None, frame: Frame) -> None:
+    """An image inside a noise model (a flat-field, a variance) must be of the frame's size."""
+
+    def same(image: torch.Tensor) -> torch.Tensor:
+        if image.shape[-2:] != frame.shape:
+            raise NoiseModelError(
+                f"The noise model holds an image (flat-field or variance) of shape "
+                f"{tuple(image.shape)} but the image of {frame.name} has shape {frame.shape}; they "
+                "must be equal."
+            )
+        return image
+
+    if noise is not None:
+        noise.rearranged(same)
 
 
 def require_variance(objective: Objective) -> None:
     """The noise model must give a variance at the target's values and where the fit starts."""
-    for model in (objective.target, objective.model.mv(flat_start(objective))):
-        variance = objective.noise.variance(model)
-        if variance.shape != model.shape:
-            raise NoiseModelError(
-                f"The noise model gives a variance of shape {tuple(variance.shape)} for an image "
-                f"of shape {tuple(model.shape)}; it must work pixel by pixel."
-            )
-        bad = objective.use & ~((variance > 0) & torch.isfinite(variance))
-        if bad.any():
+    model, dtype = objective.model, objective.dtype
+    start = flat_start(objective).to(dtype)
+    for i, (_, values) in enumerate(model.models(start)):
+        use = model.part(objective.use, i)
+        noise = objective.noise_of(i)
+        for image in (model.part(objective.target, i).to(dtype), values):
+            variance = noise.variance(image)
+            if variance.shape != image.shape:
+                raise NoiseModelError(
+                    f"The noise model gives a variance of shape {tuple(variance.shape)} for pixels "
+                    f"of shape {tuple(image.shape)}; it must work pixel by pixel."
+                )
+            good = (variance > 0) & torch.isfinite(variance)
+            if bool((good | ~use).all()):
+                continue
+            bad = objective.use & ~_positive(objective.variance(objective.target))
+            bad = bad | (objective.use & ~_positive(objective.variance(model.mv(start.double()))))
             raise NoiseModelError(
                 f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a "
                 "variance that is not positive and finite; check gain, read noise and variance "
                 "image, and give a noise model of your own a floor."
             )
+
+
+def _positive(variance: torch.Tensor) -> torch.Tensor:
+    return (variance > 0) & torch.isfinite(variance)

@@ -35,6 +35,7 @@ from .penalty import LaplacianPenalty
 from .product import check_writable, summarise
 from .solvers import Step
 from .subtract import subtract as subtract_frames
+from .subtraction import Subtraction
 
 __all__ = ["EXIT_CODES", "app", "main"]
 
@@ -149,6 +150,7 @@ def subtract(
             penalty=penalty, solver=chosen_solver, reference_background=reference_background,
             covariance=covariance, device=device, dtype=dtype.dtype, on_step=on_step,
         )  # fmt: skip
+    assert isinstance(result, Subtraction)  # two paths make one pair
     written = [result.write(output, overwrite=overwrite)]
     if plot_file is not None:
         written.append(plot.save(result, target_frame, reference_frame, plot_file, overwrite))

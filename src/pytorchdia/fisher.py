@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from .arrays import Matrix, Params
+from .arrays import Matrix, Params, Tiled
 from .errors import Finding
-from .linalg import factorise
+from .linalg import cholesky, factorise
 from .objective import Objective
+from .solvers import System
 from .solvers.conjugate_gradients import conjugate_gradients
 
 __all__ = ["Uncertainty", "fisher_information", "uncertainty", "validity_findings"]
+
+_LEAST_PIVOT = 1e-4  # of an information matrix whose float32 products are good enough
+_CG_TOL = 3e-4  # residual of the systems for single errors; it enters an error squared
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,18 @@ def fisher_information(objective: Objective, theta: Params) -> Matrix:
     Eq 15 is printed without its minus sign; this is minus the second derivative of ln p. With a
     penalty it is the curvature of the posterior (section 2.7).
     """
-    terms = objective.pixel_terms(objective.model.mv(theta))
-    return objective.hessian(terms.curvature, torch.float64)
+    return objective.hessian(_curvature(objective, theta), torch.float64)
 
 
-def uncertainty(objective: Objective, theta: Params, full: bool = True) -> Uncertainty:
+def _curvature(objective: Objective, theta: Params) -> Tiled:
+    curvature = objective.evaluate(theta).curvature
+    assert curvature is not None
+    return curvature
+
+
+def uncertainty(
+    objective: Objective, theta: Params, full: bool = True, system: System | None = None
+) -> Uncertainty:
     """Errors from the inverse of the Fisher information (eq 16, 17).
 
     Parameters
@@ -64,14 +75,27 @@ def uncertainty(objective: Objective, theta: Params, full: bool = True) -> Uncer
         False leaves out the covariance matrix and its tests: the errors of P and of the background
         are then found without the matrix, by conjugate gradients, which is quicker for large
         frames. Where that fails the matrix is computed after all.
+    system : System, optional
+        What the solver knows of the Hessian at ``theta``, to save its computation.
     """
     if not full:
-        quick = _without_matrix(objective, theta)
+        quick = _without_matrix(objective, theta, system)
         if quick is not None:
             return quick
-    covariance, findings = _invert(fisher_information(objective, theta))
+    covariance, findings = _invert(_information(objective, theta, system))
     scale, *background = (_error(float(g @ covariance @ g)) for g in _gradients(objective))
     return Uncertainty(scale, tuple(background), covariance if full else None, findings)
+
+
+def _information(objective: Objective, theta: Params, system: System | None) -> Matrix:
+    """The matrix, by products in the dtype of the objective where that is good enough."""
+    curvature = _curvature(objective, theta) if system is None else system.curvature
+    if objective.dtype != torch.float64:
+        information = objective.hessian(curvature)
+        _, good = cholesky(information, _LEAST_PIVOT)
+        if bool(good):
+            return information
+    return objective.hessian(curvature, torch.float64)
 
 
 def _error(variance: float) -> float:
@@ -82,7 +106,7 @@ def _error(variance: float) -> float:
 def _gradients(objective: Objective) -> list[Params]:
     """d/dtheta of P and of each background coefficient."""
     model = objective.model
-    unit = torch.eye(model.n_params, dtype=torch.float64, device=objective.target.device)
+    unit = torch.eye(model.n_params, dtype=torch.float64, device=objective.model.device)
     return [model.scale_gradient(), *unit[model.kernel.n_params :]]
 
 
@@ -106,21 +130,26 @@ def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
     return covariance, findings
 
 
-def _without_matrix(objective: Objective, theta: Params) -> Uncertainty | None:
+def _without_matrix(
+    objective: Objective, theta: Params, system: System | None
+) -> Uncertainty | None:
     """Errors of P and of the background by solving H x = g; None if H is not safely regular."""
-    curvature = objective.pixel_terms(objective.model.mv(theta)).curvature
-    factor = factorise(objective.preconditioner(curvature.abs()), 0.0, least_pivot=1e-9)
-    if factor is None:
-        return None
-    errors = []
-    for gradient in _gradients(objective):
-        result = conjugate_gradients(
-            lambda v: objective.hessian_product(curvature, v), gradient, factor, 1e-5, 200
-        )
-        if not result.solved:
+    if system is None:
+        curvature = _curvature(objective, theta)
+        matrix = objective.preconditioner([part.abs() for part in curvature])
+        factor, good = cholesky(matrix, 1e-9)
+        if not bool(good):
             return None
-        errors.append(_error(float(gradient @ result.solution)))
-    return Uncertainty(errors[0], tuple(errors[1:]), None, ())
+        system = System(curvature, factor)
+    curvature, factor = system.curvature, system.factor
+    gradients = torch.stack(_gradients(objective))
+    result = conjugate_gradients(
+        lambda v: objective.hessian_product(curvature, v), gradients, factor, _CG_TOL, 200
+    )
+    if not bool(result.solved.all()):
+        return None
+    scale, *background = (_error(float(v)) for v in (gradients * result.solution).sum(dim=-1))
+    return Uncertainty(scale, tuple(background), None, ())
 
 
 def validity_findings(covariance: Matrix) -> tuple[Finding, ...]:

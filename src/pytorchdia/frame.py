@@ -82,7 +82,8 @@ class Frame:
     Attributes
     ----------
     data : Image
-        (h, w), float64 [ADU]; 0 at pixels that were not finite (they are flagged).
+        (h, w), float64 [ADU] (or float32, to save memory); 0 at pixels that were not finite (they
+        are flagged).
     flags : Flags
         (h, w), int16, bits of :class:`Flag`; 0 is good.
     variance : Image, optional
@@ -133,14 +134,19 @@ def with_flag(flags: Flags, where: Mask, flag: Flag) -> Flags:
 
 def grow(mask: Mask, half_shape: tuple[int, int]) -> Mask:
     """Pixels whose kernel footprint of half-widths (n_y, n_x) meets a True pixel of ``mask``."""
-    n_y, n_x = half_shape
-    grown = mask.to(torch.float32)[None, None]
-    for size, axis in ((n_y, 0), (n_x, 1)):
-        if size:
-            kernel = (2 * size + 1, 1) if axis == 0 else (1, 2 * size + 1)
-            padding = (size, 0) if axis == 0 else (0, size)
-            grown = torch.nn.functional.max_pool2d(grown, kernel, stride=1, padding=padding)
-    return grown[0, 0] > 0
+    if not bool(mask.any()):
+        return mask
+    grown = mask.to(torch.int32)
+    for axis, n in ((0, half_shape[0]), (1, half_shape[1])):
+        if n:
+            # A pixel is hit if the running count of True pixels grows across its footprint.
+            edges = (n + 1, n) if axis == 0 else (0, 0)
+            sides = (n + 1, n) if axis == 1 else (0, 0)
+            sums = torch.nn.functional.pad(grown, (*sides, *edges)).cumsum(axis)
+            size = mask.shape[axis]
+            hit = sums.narrow(axis, 2 * n + 1, size) > sums.narrow(axis, 0, size)
+            grown = hit.to(torch.int32)
+    return grown > 0
 
 
 def outside(shape: tuple[int, int], half_shape: tuple[int, int]) -> Mask:

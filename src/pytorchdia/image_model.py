@@ -2,33 +2,37 @@
 
 ``M = A theta`` with theta = (kernel coefficients, background coefficients). Its products are all
 that any solver needs: :meth:`ImageModel.mv` (A theta), :meth:`ImageModel.rmv` (A' r) and
-:meth:`ImageModel.gram` (A' diag(w) A), the last also times a vector and approximately. This is the
-only file that knows the orientation of the kernel:
-``M[i, j] = sum_lm K[n_y + l, n_x + m] R[i + l, j + m]``, as eq 2 has it.
+:meth:`ImageModel.gram` (A' diag(w) A), the last also times a vector and approximately.
 
 Images are full size. Pixels within half a kernel of the edge have no model: they are 0 in ``mv``
-and count for nothing in ``rmv`` and ``gram``.
+and count for nothing in ``rmv`` and ``gram``. Every array may have axes before those named here:
+a stack of references, of parameters, or of both.
+
+The work is done in tiles (:mod:`pytorchdia.correlate`). ``Tiled`` stands for an image that exists
+only as the chunks of tiles in which it is worked on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
-import scipy.fft
 import torch
 from torch import Tensor
 
-from .arrays import Image, Kernel, Mask, Matrix, Params, Scalar
+from .arrays import Image, Kernel, Mask, Matrix, Params, Scalar, Tiled
 from .background import PolynomialBackground
+from .correlate import Correlator
 from .errors import InputError, ShapeError
 from .frame import outside
 from .kernel import KernelModel
 
 __all__ = ["ImageModel"]
 
-_TILE_ELEMENTS = 4_000_000  # size of one block of rows of A in `gram`: 32 MB in float64
+_GRAM_ELEMENTS = 4_000_000  # size of one block of rows of A in `gram`: 32 MB in float64
+_KEEP = 2**26  # bytes of transforms that are kept however small the frame
+_KEEP_PER_PIXEL = 6  # and per pixel of the reference: the float32 transforms of its tiles fit
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,24 @@ class ImageModel:
     ----------
     reference : Image
         R, background subtracted, finite everywhere (bad pixels filled with anything and masked
-        by the caller), float64.
+        by the caller), (..., h, w).
     kernel : KernelModel
     background : PolynomialBackground
+    keep : int, optional
+        Bytes that the transforms of the reference may occupy between products; what does not fit
+        is computed anew each time. None takes 6 bytes per pixel (float32 fits), at least 64 MB.
+    compute_on : torch.device, optional
+        Where the work is done, if not where the reference is; its tiles are sent there as needed.
     """
 
     reference: Image
     kernel: KernelModel
     background: PolynomialBackground
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    keep: int | None = None
+    compute_on: torch.device | None = None
 
     def __post_init__(self) -> None:
-        if self.reference.ndim != 2:
+        if self.reference.ndim < 2:
             raise ShapeError(
                 f"The reference must be a 2-D image, got shape {self.reference.shape}."
             )
@@ -65,9 +75,14 @@ class ImageModel:
         outside(self.shape, self.kernel.half_shape)  # raises if the kernel does not fit
 
     @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self.reference.device if self.compute_on is None else self.compute_on
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(h, w)."""
-        return self.reference.shape[0], self.reference.shape[1]
+        return self.reference.shape[-2], self.reference.shape[-1]
 
     @property
     def n_params(self) -> int:
@@ -76,170 +91,285 @@ class ImageModel:
 
     @cached_property
     def valid(self) -> Mask:
-        """True where the model is defined: the N_data pixels of section 2.1."""
+        """True where the model is defined: the N_data pixels of section 2.1, (h, w)."""
         return ~outside(self.shape, self.kernel.half_shape).to(self.reference.device)
+
+    @cached_property
+    def correlator(self) -> Correlator:
+        """R, ready to be correlated with kernels."""
+        keep = max(_KEEP, _KEEP_PER_PIXEL * self.reference.numel())
+        return Correlator(
+            self.reference,
+            self.kernel.half_shape,
+            keep if self.keep is None else self.keep,
+            self.compute_on,
+        )
+
+    @property
+    def chunks(self) -> list[slice]:
+        """The tiles in the runs in which they are worked on."""
+        return self.correlator.chunks
 
     def split(self, theta: Params) -> tuple[Params, Params]:
         """(kernel coefficients, background coefficients)."""
-        return theta[: self.kernel.n_params], theta[self.kernel.n_params :]
+        return theta[..., : self.kernel.n_params], theta[..., self.kernel.n_params :]
 
     def kernel_image(self, theta: Params) -> Kernel:
-        """K_lm, (ky, kx)."""
+        """K_lm, (..., ky, kx)."""
         return self.kernel.image(self.split(theta)[0])
 
     def background_image(self, theta: Params) -> Image:
-        """B [ADU], (h, w), border included."""
-        return self._background(self.split(theta)[1])
+        """B [ADU], (..., h, w), border included."""
+        return self.background.image(self.split(theta)[1], self.shape)
 
     def scale(self, theta: Params) -> Scalar:
         """P, the sum of the kernel (eq 3)."""
-        return self.kernel_image(theta).sum()
+        return self.kernel_image(theta).sum(dim=(-2, -1))
 
     def scale_gradient(self) -> Params:
         """dP/dtheta, float64: 1 for each pixel of a delta kernel, 0 for the background."""
-        ones = torch.ones(self.kernel.shape, dtype=torch.float64, device=self.reference.device)
+        ones = torch.ones(self.kernel.shape, dtype=torch.float64, device=self.device)
         zeros = torch.zeros(self.background.n_params, dtype=torch.float64, device=ones.device)
         return torch.cat([self.kernel.coefficients(ones), zeros])
 
-    def mv(self, theta: Params) -> Image:
-        """A theta: the model image [ADU], (h, w); 0 in the border."""
+    def models(self, theta: Params) -> Iterator[tuple[slice, Tensor]]:
+        """A theta chunk by chunk: (tiles, their pixels (..., tile, row, column))."""
         k, b = self.split(theta)
-        model = self.convolve(self.kernel.image(k)) + self._background(b)
-        return torch.where(self.valid, model, 0.0)
+        spectrum = self.correlator.kernel_spectrum(self.kernel.image(k))
+        for tiles in self.chunks:
+            yield tiles, self.correlator.forward(spectrum, tiles) + self._background(b, tiles)
 
-    def rmv(self, image: Image) -> Params:
-        """A' r: the adjoint of :meth:`mv`. ``image`` is (h, w); its border does not count."""
-        return self._project(torch.where(self.valid, image, 0.0))
+    def mv(self, theta: Params) -> Image:
+        """A theta: the model image [ADU], (..., h, w); 0 in the border."""
+        lead = _broadcast(self.reference.shape[:-2], theta.shape[:-1])
+        image = torch.zeros((*lead, *self.shape), dtype=theta.dtype, device=theta.device)
+        for tiles, values in self.models(theta):
+            self.correlator.tiling.paste(values, tiles, image)
+        return image
 
-    def gram_product(self, weight: Image, theta: Params) -> Params:
-        """A' diag(w) A theta without the matrix, float64.
+    def mv_direct(self, theta: Params) -> Image:
+        """A theta as the paper computes it: one convolutional layer (section 2.3), by conv2d.
 
-        Computed in the dtype of ``weight`` (h, w), which must be 0 in the border.
+        Slow, differentiable by ``theta`` (p,); for one reference (h, w).
         """
-        k, b = self.split(theta.to(weight.dtype))
-        image = self.convolve(self.kernel.image(k)) + self._background(b)
-        return self._project(image * weight).to(torch.float64)
+        k, b = self.split(theta)
+        kernel = self.kernel.image(k)[None, None]
+        reference = self.reference.to(theta.dtype)[None, None]
+        inner = torch.nn.functional.conv2d(reference, kernel)[0, 0]
+        n_y, n_x = self.kernel.half_shape
+        image = torch.nn.functional.pad(inner, (n_x, n_x, n_y, n_y))
+        return torch.where(self.valid, image + self.background.image(b, self.shape), 0.0)
 
-    def convolve(self, kernel: Kernel) -> Image:
-        """R (x) K of eq 2, (h, w). Pixels of the border wrap around and mean nothing."""
-        (ky, kx), (n_y, n_x) = self.kernel.shape, self.kernel.half_shape
-        padded = torch.nn.functional.pad(
-            kernel, (0, self._fft_shape[1] - kx, 0, self._fft_shape[0] - ky)
-        ).roll((-n_y, -n_x), dims=(0, 1))
-        spectrum = torch.fft.rfft2(padded).conj() * self._spectrum(kernel.dtype)
-        h, w = self.shape
-        convolved: Tensor = torch.fft.irfft2(spectrum, s=self._fft_shape)
-        return convolved[:h, :w]
+    def rmv(self, image: Image | Tiled) -> Params:
+        """A' r: the adjoint of :meth:`mv`. The border of an image (..., h, w) does not count."""
+        projection = Projection(self)
+        for i, tiles in enumerate(self.chunks):
+            projection.add(tiles, self.part(image, i))
+        return projection.params()
 
-    def gram(self, weight: Image) -> Matrix:
-        """A' diag(w) A, (p, p), float64, by blocks of image rows.
+    def part(self, image: Image | Mask | Tiled, i: int) -> Tensor:
+        """The i-th chunk of tiles of an image; 0 at pixels that another tile owns."""
+        if isinstance(image, list):
+            return image[i]
+        tiles = self.chunks[i]
+        cut = self.correlator.tiling.cut(image, tiles)
+        cut = cut.to(self.device)
+        owned = self.correlator.tiling.owned(tiles, self.device)
+        return cut if owned is None else torch.where(owned, cut, torch.zeros_like(cut[..., :1]))
 
-        The products run in the dtype of ``weight`` (h, w); the sum over blocks is float64.
-        Negative weights are allowed.
+    def assembled(self, image: Image | Tiled) -> Image:
+        """A tiled image in one piece, (..., h, w); 0 in the border."""
+        if not isinstance(image, list):
+            return image
+        lead = image[0].shape[:-3]
+        whole = torch.zeros((*lead, *self.shape), dtype=image[0].dtype, device=image[0].device)
+        for tiles, part in zip(self.chunks, image, strict=True):
+            self.correlator.tiling.paste(part, tiles, whole)
+        return whole
+
+    def gram_product(self, weight: Image | Tiled, theta: Params) -> Params:
+        """A' diag(w) A theta without the matrix, float64; in the dtype of ``weight``."""
+        dtype = weight[0].dtype
+        projection = Projection(self)
+        for i, (tiles, values) in enumerate(self.models(theta.to(dtype))):
+            projection.add(tiles, values * self.part(weight, i))
+        return projection.params()
+
+    def gram(self, weight: Image | Tiled) -> Matrix:
+        """A' diag(w) A, (..., p, p), float64, by blocks of image rows.
+
+        The products run in the dtype of ``weight``; the sum over blocks is float64. Negative
+        weights are allowed.
+        """
+        weight = self.assembled(weight)
+        lead = _broadcast(self.reference.shape[:-2], weight.shape[:-2])
+        reference = self.reference.expand(*lead, *self.shape).reshape(-1, *self.shape)
+        weights = weight.expand(*lead, *self.shape).reshape(-1, *self.shape)
+        grams = [self._gram_of(r, w) for r, w in zip(reference, weights, strict=True)]
+        return torch.stack(grams).reshape(*lead, self.n_params, self.n_params)
+
+    def gram_of_pixels(self, weight: Image, pixels: Tensor) -> Matrix:
+        """A' diag(w) A over a few pixels only, (p, p), float64.
+
+        ``pixels`` are their flat indices in the image (h, w), which must have one reference.
         """
         (n_y, n_x), (ky, kx) = self.kernel.half_shape, self.kernel.shape
+        patches = self.reference.to(weight.dtype).unfold(0, ky, 1).unfold(1, kx, 1)
+        y, x = pixels // self.shape[1], pixels % self.shape[1]
+        rows = patches[y - n_y, x - n_x].reshape(len(pixels), -1)
+        xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
+        terms = [xi[y] ** n * eta[x] ** m for m, n in self.background.exponents]
+        rows = torch.cat([rows, torch.stack(terms, dim=1)], dim=1)
+        return (rows.T @ (rows * weight.reshape(-1)[pixels, None])).to(torch.float64)
+
+    def gram_toeplitz(self, weight: Image | Tiled, exact_diagonal: bool = True) -> Matrix:
+        """An approximation of :meth:`gram` from the autocorrelation of sqrt(w) R, float64.
+
+        A' diag(w) A weights the product of two shifted references by w. Here each reference is
+        multiplied by sqrt(w) before it is shifted. That makes a Gram matrix as well, so it is
+        positive semi-definite, and it needs one autocorrelation only. Rows and columns are then
+        scaled so that the diagonal is exact, unless ``exact_diagonal`` is False.
+        ``weight`` must not be negative, and 0 in the border; its dtype is used.
+        """
+        weight = self.assembled(weight)
+        (ky, kx), (n_y, n_x) = self.kernel.shape, self.kernel.half_shape
+        margin = (2 * n_x, 2 * n_x, 2 * n_y, 2 * n_y)
+        root = weight.sqrt()
+        padded = torch.nn.functional.pad(root * self.reference.to(weight.dtype), margin)
+        shifted = Correlator(padded, (2 * n_y, 2 * n_x))
+        power = _correlation(shifted, padded)
+        dy, dx = (torch.arange(k, device=weight.device) for k in (ky, kx))
+        dy, dx = dy[:, None] - dy + 2 * n_y, dx[:, None] - dx + 2 * n_x
+        n_k = self.kernel.n_params
+        lead = weight.shape[:-2]
+        gram = torch.empty(
+            *lead, self.n_params, self.n_params, dtype=torch.float64, device=weight.device
+        )
+        index = (dy[:, None, :, None] * power.shape[-1] + dx[None, :, None, :]).reshape(-1)
+        gram[..., :n_k, :n_k] = power.flatten(-2)[..., index].reshape(*lead, n_k, n_k)
+        xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
+        xi_padded, eta_padded = (
+            torch.nn.functional.pad(axis, (2 * n, 2 * n)) for axis, n in ((xi, n_y), (eta, n_x))
+        )
+        root = torch.nn.functional.pad(root, margin)
+        for k, (m, n) in enumerate(self.background.exponents):
+            term = root * xi_padded[:, None] ** n * eta_padded**m if m or n else root
+            cross = _correlation(shifted, term)[..., n_y : n_y + ky, n_x : n_x + kx]
+            gram[..., n_k + k, :n_k] = cross.flatten(-2)
+        gram[..., :n_k, n_k:] = gram[..., n_k:, :n_k].mT
+        gram[..., n_k:, n_k:] = self._background_gram(weight, xi, eta)
+        return self._with_exact_diagonal(gram, weight) if exact_diagonal else gram
+
+    def _with_exact_diagonal(self, gram: Matrix, weight: Image) -> Matrix:
+        """``gram`` scaled on both sides so that its diagonal is that of A' diag(w) A."""
+        squares = Correlator(self.reference.to(weight.dtype) ** 2, self.kernel.half_shape)
+        exact = _correlation(squares, weight).flatten(-2).to(torch.float64)
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)[..., : self.kernel.n_params]
+        ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()
+        ratio = torch.cat([ratio, ratio.new_ones(*ratio.shape[:-1], self.background.n_params)], -1)
+        return gram * ratio.unsqueeze(-1) * ratio.unsqueeze(-2)
+
+    def _gram_of(self, reference: Tensor, weight: Tensor) -> Matrix:
+        (n_y, n_x), (ky, kx) = self.kernel.half_shape, self.kernel.shape
         h, w = self.shape
-        reference = self.reference.to(weight.dtype)
-        terms = self._terms(weight.dtype)
+        xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
         gram = torch.zeros(self.n_params, self.n_params, dtype=torch.float64, device=weight.device)
-        width = w - 2 * n_x
-        step = max(1, _TILE_ELEMENTS // (width * self.n_params))
+        width, n_k = w - 2 * n_x, self.kernel.n_params
+        step = max(1, _GRAM_ELEMENTS // (width * self.n_params))
         for top in range(n_y, h - n_y, step):
             rows = slice(top, min(top + step, h - n_y))
             used = weight[rows, n_x : w - n_x]
             if not used.any():
                 continue
-            patches = (
-                reference[rows.start - n_y : rows.stop + n_y].unfold(0, ky, 1).unfold(1, kx, 1)
-            )
+            strip = reference[rows.start - n_y : rows.stop + n_y].to(weight.dtype)
             block = torch.empty(
                 used.numel(), self.n_params, dtype=weight.dtype, device=weight.device
             )
-            self._fill(block, patches, terms[:, rows, n_x : w - n_x])
+            view = block.as_strided(
+                (*used.shape, ky, kx), (width * self.n_params, self.n_params, kx, 1)
+            )
+            view.copy_(strip.unfold(0, ky, 1).unfold(1, kx, 1))
+            for k, (m, n) in enumerate(self.background.exponents):
+                term = xi[rows, None] ** n * eta[n_x : w - n_x] ** m
+                block[:, n_k + k] = term.reshape(-1)
             gram += (block.T @ (block * used.reshape(-1, 1))).to(torch.float64)
         return 0.5 * (gram + gram.T)
 
-    def gram_toeplitz(self, weight: Image) -> Matrix:
-        """An approximation of :meth:`gram` from the autocorrelation of sqrt(w) R, float64.
+    def _background_gram(self, weight: Image, xi: Tensor, eta: Tensor) -> Matrix:
+        exponents, d = self.background.exponents, self.background.degree
+        if d == 0:
+            return weight.sum(dim=(-2, -1), dtype=torch.float64)[..., None, None]
+        powers_y, powers_x = (
+            torch.stack([axis.double() ** k for k in range(2 * d + 1)]) for axis in (xi, eta)
+        )
+        columns = (weight @ powers_x.T.to(weight.dtype)).to(torch.float64)
+        moments = powers_y @ columns  # (..., power of y, power of x)
+        index = [[(n + q, m + p) for p, q in exponents] for m, n in exponents]
+        return moments[..., torch.tensor(index)[..., 0], torch.tensor(index)[..., 1]]
 
-        A' diag(w) A weights the product of two shifted references by w. Here each reference is
-        multiplied by sqrt(w) before it is shifted. That makes a Gram matrix as well, so it is
-        positive semi-definite, and it needs one autocorrelation only.
-        ``weight`` (h, w) must not be negative and 0 in the border; its dtype is used.
-        """
-        ky, kx = self.kernel.shape
-        root = weight.sqrt()
-        spectrum = torch.fft.rfft2(root * self.reference.to(weight.dtype), s=self._fft_shape)
-        power = torch.fft.irfft2(spectrum.real**2 + spectrum.imag**2, s=self._fft_shape)
-        dy, dx = (torch.arange(k, device=weight.device) for k in (ky, kx))
-        dy, dx = dy[:, None] - dy, dx[:, None] - dx
-        shifted = power[dy[:, None, :, None], dx[None, :, None, :]].reshape(ky * kx, ky * kx)
-        terms = root * self._terms(weight.dtype)
-        cross = [
-            self._lags(torch.fft.rfft2(term, s=self._fft_shape).conj() * spectrum).reshape(-1)
-            for term in terms
-        ]
-        n_k = self.kernel.n_params
-        gram = torch.empty(self.n_params, self.n_params, dtype=torch.float64, device=weight.device)
-        gram[:n_k, :n_k] = shifted
-        gram[n_k:, :n_k] = torch.stack(cross)
-        gram[:n_k, n_k:] = gram[n_k:, :n_k].T
-        gram[n_k:, n_k:] = torch.einsum("khw,lhw->kl", terms, terms)
-        return gram
+    def _background(self, coefficients: Params, tiles: slice) -> Tensor:
+        """B at the pixels of some tiles."""
+        if self.background.degree == 0:
+            return coefficients[..., :, None, None]
+        d = self.background.degree
+        table = coefficients.new_zeros(*coefficients.shape[:-1], d + 1, d + 1)
+        m, n = (torch.tensor(e) for e in zip(*self.background.exponents, strict=True))
+        table[..., n, m] = coefficients
+        rows, columns = self.powers(tiles, coefficients.dtype)
+        return rows @ table.unsqueeze(-3) @ columns.mT
 
-    def _project(self, image: Image) -> Params:
-        """A' r for an image that is 0 in the border."""
-        spectrum = torch.fft.rfft2(image, s=self._fft_shape).conj() * self._spectrum(image.dtype)
-        if self.background.n_params == 1:
-            background = image.sum()[None]
+    def powers(self, tiles: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """xi^n (tile, row, d + 1) and eta^m (tile, column, d + 1) at the pixels of some tiles."""
+        device = self.device
+        xi, eta = self.background.axes(self.shape, dtype, device)
+        cut = self.correlator.tiling.cut
+        k = torch.arange(self.background.degree + 1, device=device)
+        rows = cut(xi[:, None].expand(self.shape), tiles)[..., :, 0]
+        columns = cut(eta.expand(self.shape), tiles)[..., 0, :]
+        return rows[..., None] ** k, columns[..., None] ** k
+
+
+class Projection:
+    """A' r, gathered chunk by chunk."""
+
+    def __init__(self, model: ImageModel) -> None:
+        self._model = model
+        self._kernel: Tensor | None = None
+        self._background: Tensor | float = 0.0
+
+    def add(self, tiles: slice, values: Tensor) -> None:
+        """Add the pixels (..., tile, row, column) of some tiles, 0 where they do not count."""
+        model = self._model
+        self._kernel = model.correlator.project(values, tiles, self._kernel)
+        if model.background.degree == 0:
+            moments = values.sum(dim=(-3, -2, -1), dtype=torch.float64).unsqueeze(-1)
         else:
-            background = torch.einsum("khw,hw->k", self._terms(image.dtype), image)
-        return torch.cat([self.kernel.coefficients(self._lags(spectrum)), background])
+            rows, columns = model.powers(tiles, values.dtype)
+            table = (rows.mT @ values @ columns).sum(dim=-3).to(torch.float64)
+            m, n = (torch.tensor(e) for e in zip(*model.background.exponents, strict=True))
+            moments = table[..., n, m]
+        self._background = self._background + moments
 
-    def _lags(self, spectrum: Tensor) -> Kernel:
-        """The inverse transform at the lags of the kernel box, (ky, kx)."""
-        corr = torch.fft.irfft2(spectrum, s=self._fft_shape)
-        rows, columns = (
-            torch.arange(-n, n + 1, device=corr.device) for n in self.kernel.half_shape
-        )
-        lags: Tensor = corr[rows[:, None], columns]
-        return lags
+    def params(self) -> Params:
+        """The sum, (..., p), float64."""
+        assert isinstance(self._kernel, Tensor)
+        assert isinstance(self._background, Tensor)
+        lags = self._model.correlator.lags(self._kernel).to(torch.float64)
+        return torch.cat([self._model.kernel.coefficients(lags), self._background], dim=-1)
 
-    def _fill(self, block: Tensor, patches: Tensor, terms: Tensor) -> None:
-        """Write the rows of A for one block: reference patches, then the background terms."""
-        rows, columns, ky, kx = patches.shape
-        n_k = self.kernel.n_params
-        view = block.as_strided(
-            (rows, columns, ky, kx), (columns * self.n_params, self.n_params, kx, 1)
-        )
-        view.copy_(patches)
-        block[:, n_k:] = terms.flatten(1).T
 
-    def _background(self, coefficients: Params) -> Image:
-        if self.background.n_params == 1:
-            return coefficients[0].expand(self.shape)
-        terms = self._terms(coefficients.dtype)
-        return torch.einsum("k,khw->hw", coefficients, terms)
+def _correlation(correlator: Correlator, image: Tensor) -> Tensor:
+    """sum_ij image[i, j] R[i + l, j + m] over a whole image for every lag of the box."""
+    tiling, total = correlator.tiling, None
+    for tiles in correlator.chunks:
+        values = tiling.cut(image, tiles)
+        owned = tiling.owned(tiles, image.device)
+        values = values if owned is None else torch.where(owned, values, torch.zeros_like(values))
+        total = correlator.project(values, tiles, total)
+    assert total is not None
+    return correlator.lags(total)
 
-    @cached_property
-    def _fft_shape(self) -> tuple[int, int]:
-        # The circular wrap reaches only the border, which is not valid: no padding is needed.
-        h, w = (scipy.fft.next_fast_len(n, real=True) for n in self.shape)
-        return h, w
 
-    def _spectrum(self, dtype: torch.dtype) -> Tensor:
-        return self._cached(
-            f"spectrum {dtype}",
-            lambda: torch.fft.rfft2(self.reference.to(dtype), s=self._fft_shape),
-        )
-
-    def _terms(self, dtype: torch.dtype) -> Tensor:
-        return self._cached(
-            f"terms {dtype}",
-            lambda: self.background.terms(self.shape, dtype, self.reference.device),
-        )
-
-    def _cached(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape

@@ -5,6 +5,7 @@ The only file that knows about paths, HDUs, CCDData, NumPy arrays and tensors on
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zlib
@@ -29,7 +30,7 @@ from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
 from .headers import detector_from_header, unit_from_header
 
-__all__ = ["as_frame"]
+__all__ = ["as_frame", "as_frames"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
@@ -54,6 +55,7 @@ def as_frame(
     read_noise: float | None = None,
     saturation: float | None = None,
     exposure: float | None = None,
+    copy: bool = True,
 ) -> Frame:
     """Turn an image of any kind into a :class:`~pytorchdia.frame.Frame`.
 
@@ -74,6 +76,9 @@ def as_frame(
     gain, read_noise, saturation, exposure : float, optional
         Override the header: e-/ADU, **electrons**, ADU (infinity for none), seconds. Without a
         saturation level a plateau of equal values at the top of the image is taken for one.
+    copy : bool
+        False saves memory: the frame shares that of an array where it can, which must then not be
+        written to while the frame is in use, and is float32 where that holds the values exactly.
 
     Raises
     ------
@@ -96,14 +101,79 @@ def as_frame(
     elif isinstance(source, Frame):
         frame = _regiven(source, given)
     elif isinstance(source, NDData):
-        frame = _from_nddata(source, given)
+        frame = _from_nddata(source, given, copy)
     else:
-        frame = _from_array(source, given)
+        frame = _from_array(source, given, copy)
     if variance is not None:
         frame = _with_variance(frame, _numbers(variance, "variance"))
     if mask is not None:
         frame = frame.flagged(_mask_like(mask, frame.shape, "mask"), Flag.MASKED)
     return frame
+
+
+def as_frames(source: Any, mask: Any = None) -> tuple[list[Frame], tuple[int, ...] | None]:
+    """The frames of one image or of a stack, and the stack's shape (None for one image).
+
+    A stack is an array, a Tensor or an NDData of more than two axes, the last two being those of
+    the images, or a list or tuple of whatever :func:`as_frame` takes. Arrays are not copied where
+    that can be helped.
+
+    Parameters
+    ----------
+    source
+        One image, or a stack.
+    mask : array_like, optional
+        (h, w), or one for each image of the stack.
+
+    Raises
+    ------
+    InputError, ReadError
+        As :func:`as_frame`; the message says which image it is.
+    """
+    if isinstance(source, (list, tuple)) and any(_is_an_image(item) for item in source):
+        images, shape = list(source), (len(source),)
+    else:
+        axes = getattr(source, "shape", ()) if not isinstance(source, (str, Path, Frame)) else ()
+        if isinstance(source, (list, tuple)):
+            source = _as_array(source)
+            axes = source.shape
+        if len(axes) < 3:
+            return [as_frame(source, mask=mask, copy=False)], None
+        shape = tuple(axes[:-2])
+        images = [source[index] for index in np.ndindex(*shape)]
+    if not images:
+        raise ShapeError(f"The stack of images is empty: its shape is {shape}.")
+    masks: list[Any] = [mask] * len(images)
+    if mask is not None and np.ndim(mask) > 2:
+        if tuple(np.shape(mask)[:-2]) != shape:
+            raise ShapeError(
+                f"The mask has shape {tuple(np.shape(mask))} but the stack holds {shape} images; "
+                "give one mask for all, or one for each image."
+            )
+        masks = [mask[index] for index in np.ndindex(*shape)]
+    frames = []
+    for number, (image, its_mask) in enumerate(zip(images, masks, strict=True)):
+        try:
+            frame = as_frame(image, mask=its_mask, copy=False)
+        except (InputError, ReadError) as error:
+            raise type(error)(f"Image {number} of the stack: {error}") from error
+        if frame.name in ("array", "NDData"):
+            frame = replace(frame, name=f"{frame.name} {number}")
+        frames.append(frame)
+    return frames, shape
+
+
+def _is_an_image(item: Any) -> bool:
+    kinds = (str, Path, Frame, NDData, fits.HDUList, fits.ImageHDU, fits.PrimaryHDU,
+             fits.CompImageHDU)  # fmt: skip
+    return isinstance(item, kinds) or len(getattr(item, "shape", ())) >= 2
+
+
+def _as_array(source: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(source)
+    except ValueError as error:
+        raise ShapeError("The image of array has rows of different lengths.") from error
 
 
 def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, Any]) -> Frame:
@@ -186,7 +256,7 @@ def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
     return int(index)
 
 
-def _blank_to_nan(values: NDArray[np.float64], hdu: Any) -> None:
+def _blank_to_nan(values: NDArray[Any], hdu: Any) -> None:
     """Integer pixels equal to BLANK are undefined; astropy marks them only in some cases."""
     blank = hdu.header.get("BLANK")
     if isinstance(blank, int) and hdu.header.get("BITPIX", -32) > 0:
@@ -258,8 +328,8 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
     return replace(frame, findings=tuple(findings))
 
 
-def _from_nddata(source: NDData, given: Mapping[str, Any]) -> Frame:
-    values = _numbers(source.data, "NDData")
+def _from_nddata(source: NDData, given: Mapping[str, Any], copy: bool) -> Frame:
+    values = _numbers(source.data, "NDData", copy)
     meta = source.meta if isinstance(source.meta, Mapping) else {}
     unit = source.unit.to_string() if source.unit is not None else ""
     detector, findings = detector_from_header(meta, given, unit)
@@ -283,7 +353,7 @@ def _from_nddata(source: NDData, given: Mapping[str, Any]) -> Frame:
     return _with_variance(frame, variance)
 
 
-def _from_array(source: Any, given: Mapping[str, Any]) -> Frame:
+def _from_array(source: Any, given: Mapping[str, Any], copy: bool) -> Frame:
     mask, unit = None, ""
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
@@ -293,7 +363,7 @@ def _from_array(source: Any, given: Mapping[str, Any]) -> Frame:
     if isinstance(source, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(source)
         source = source.data
-    values = _numbers(source, "array")
+    values = _numbers(source, "array", copy)
     detector, findings = detector_from_header({}, given, unit)
     top = np.iinfo(source.dtype).max if _is_integer_array(source) else None
     frame = _assemble(values, "array", detector, findings, top, unit=unit)
@@ -319,7 +389,7 @@ def _regiven(frame: Frame, given: Mapping[str, Any]) -> Frame:
 
 
 def _assemble(
-    values: NDArray[np.float64],
+    values: NDArray[Any],
     name: str,
     detector: Detector,
     findings: tuple[Finding, ...],
@@ -332,7 +402,8 @@ def _assemble(
     data = torch.from_numpy(values)
     finite = torch.isfinite(data)
     flags = torch.zeros(data.shape, dtype=torch.int16)
-    data = torch.where(finite, data, 0.0)
+    all_finite = bool(finite.all())
+    data = data if all_finite else torch.where(finite, data, 0.0)
     if detector.saturation is None:
         level, source, noted = _plateau(values, top, name)
         detector = replace(
@@ -342,23 +413,27 @@ def _assemble(
     frame = Frame(
         data, flags, None, wcs, meta if meta is not None else {}, unit, name, detector, findings
     )
-    frame = frame.flagged(~finite, Flag.NON_FINITE)
-    if detector.saturation is not None:
+    if not all_finite:
+        frame = frame.flagged(~finite, Flag.NON_FINITE)
+    if detector.saturation is not None and math.isfinite(detector.saturation):
         frame = frame.flagged(finite & (data >= detector.saturation), Flag.SATURATED)
     return frame
 
 
 def _plateau(
-    values: NDArray[np.float64], top: float | None, name: str
+    values: NDArray[Any], top: float | None, name: str
 ) -> tuple[float, str, tuple[Finding, ...]]:
     """The level at which the image is cut off, if several pixels share its very top value."""
-    finite = values[np.isfinite(values)]
+    finite = values if np.isfinite(values.sum()) else values[np.isfinite(values)]
     if not finite.size:
         return float("inf"), "no finite pixel", ()
-    highest = float(finite.max())
+    highest, lowest = float(finite.max()), float(finite.min())
+    is_top = top is not None and highest >= top
+    most = (finite >= highest - _PLATEAU_DEPTH * (highest - lowest)).sum()
+    if most < _PLATEAU_PIXELS and not is_top:
+        return float("inf"), "none seen", ()
     median = float(np.median(finite))
     count = int((finite >= highest - _PLATEAU_DEPTH * (highest - median)).sum())
-    is_top = top is not None and highest >= top
     height = _PLATEAU_HEIGHT * mad_std(finite)
     with np.errstate(invalid="ignore"):
         patches, _ = label(values >= highest - _PLATEAU_DEPTH * (highest - median), np.ones((3, 3)))
@@ -376,7 +451,7 @@ def _plateau(
     return level, "plateau in the image", (finding,)
 
 
-def _with_variance(frame: Frame, values: NDArray[np.float64]) -> Frame:
+def _with_variance(frame: Frame, values: NDArray[Any]) -> Frame:
     if values.shape != frame.shape:
         raise ShapeError(
             f"The uncertainty has shape {values.shape} but the image of {frame.name} has shape "
@@ -406,8 +481,11 @@ def _mask_like(mask: Any, shape: tuple[int, int], name: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array != 0))
 
 
-def _numbers(source: Any, name: str) -> NDArray[np.float64]:
-    """A fresh, native, C-ordered float64 copy with two axes."""
+def _numbers(source: Any, name: str, copy: bool = True) -> NDArray[Any]:
+    """Native, C-ordered, with two axes: a fresh float64 copy.
+
+    Without ``copy`` no more than is needed is copied, and what float32 holds exactly is float32.
+    """
     try:
         array = np.asarray(source)
     except ValueError as error:
@@ -421,7 +499,11 @@ def _numbers(source: Any, name: str) -> NDArray[np.float64]:
             f"The image of {name} has shape {np.shape(source)}; one 2-D image is needed (choose a "
             "plane of a cube first)."
         )
-    return np.array(array, dtype=np.float64, order="C")
+    if copy:
+        return np.array(array, dtype=np.float64, order="C")
+    small = np.result_type(array.dtype, np.float32) == np.float32  # up to 16 bits, and float32
+    array = np.asarray(array, dtype=np.float32 if small else np.float64, order="C")
+    return array if array.flags.writeable else array.copy()
 
 
 def _is_integer_array(source: Any) -> bool:

@@ -31,7 +31,7 @@ class KernelModel(ABC):
 
     @abstractmethod
     def image(self, coefficients: Params) -> Kernel:
-        """The kernel K_lm, (ky, kx)."""
+        """The kernel K_lm, (..., ky, kx), of coefficients (..., n_k)."""
 
     @abstractmethod
     def coefficients(self, kernel: Kernel) -> Params:
@@ -76,10 +76,10 @@ class DeltaKernel(KernelModel):
         return self.shape[0] * self.shape[1]
 
     def image(self, coefficients: Params) -> Kernel:
-        return coefficients.reshape(self.shape)
+        return coefficients.reshape(*coefficients.shape[:-1], *self.shape)
 
     def coefficients(self, kernel: Kernel) -> Params:
-        return kernel.reshape(-1)
+        return kernel.flatten(-2)
 
 
 def gaussian_kernel(

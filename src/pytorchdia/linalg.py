@@ -9,28 +9,58 @@ from torch import Tensor
 
 from .arrays import Matrix
 
-__all__ = ["Factor", "factorise"]
+__all__ = ["Factor", "cholesky", "factorise"]
 
 _JITTERS = (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
 
 @dataclass(frozen=True)
 class Factor:
-    """Cholesky factor of a matrix scaled to a unit diagonal, ``jitter`` added to that diagonal."""
+    """Cholesky factor of a matrix scaled to a unit diagonal, ``jitter`` added to that diagonal.
+
+    ``lower`` is (..., p, p) and ``scale`` (..., p): one matrix, or one for each pair of a stack.
+    """
 
     lower: Matrix
     scale: Tensor
     jitter: float
 
+    def __getitem__(self, item: int | Tensor) -> Factor:
+        """The factor of one matrix of a stack, or of some of them."""
+        return Factor(self.lower[item], self.scale[item], self.jitter)
+
     def solve(self, rhs: Tensor) -> Tensor:
-        """H^-1 rhs for a vector (p,)."""
-        scaled = (self.scale * rhs)[:, None]
-        return self.scale * torch.cholesky_solve(scaled, self.lower)[:, 0]
+        """H^-1 rhs for vectors (..., p)."""
+        scaled = (self.scale * rhs).unsqueeze(-1)
+        half = torch.linalg.solve_triangular(self.lower, scaled, upper=False)
+        whole: Tensor = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
+        return self.scale * whole.squeeze(-1)
 
     def inverse(self) -> Matrix:
         """H^-1, (p, p), symmetric to the last bit."""
         inverse = self.scale[:, None] * torch.cholesky_inverse(self.lower) * self.scale
         return 0.5 * (inverse + inverse.T)
+
+
+def cholesky(matrix: Matrix, least_pivot: float, jitter: float = 0.0) -> tuple[Factor, Tensor]:
+    """Factor matrices (..., p, p), and whether each factor can be trusted, (...,) bool.
+
+    It cannot if the matrix is not finite, has a diagonal element that is not positive, or if a
+    pivot of the scaled matrix is not above ``least_pivot``.
+    """
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    good = torch.isfinite(matrix).all(dim=-1).all(dim=-1) & (diagonal > 0).all(dim=-1)
+    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    if not bool(good.all()):
+        matrix = torch.where(good[..., None, None], matrix, unit)
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    scale = diagonal.rsqrt()
+    scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
+    if jitter:
+        scaled = scaled + jitter * unit
+    lower, info = torch.linalg.cholesky_ex(scaled)
+    pivot = lower.diagonal(dim1=-2, dim2=-1).amin(dim=-1) ** 2
+    return Factor(lower, scale, jitter), good & (info == 0) & (pivot > least_pivot)
 
 
 def factorise(
@@ -46,18 +76,10 @@ def factorise(
     """
     if least_pivot is None:
         least_pivot = len(matrix) * torch.finfo(matrix.dtype).eps
-    diagonal = matrix.diagonal()
-    if not torch.isfinite(matrix).all() or (diagonal <= 0).any():
-        return None
-    scale = diagonal.rsqrt()
-    scaled = scale[:, None] * matrix * scale
     for jitter in _JITTERS:
         if jitter > max_jitter:
             break
-        lower, info = torch.linalg.cholesky_ex(
-            scaled + jitter * torch.eye(len(scale), dtype=scaled.dtype, device=scaled.device)
-        )
-        pivot = lower.diagonal().min() ** 2
-        if int(info) == 0 and pivot > least_pivot:
-            return Factor(lower, scale, jitter)
+        factor, good = cholesky(matrix, least_pivot, jitter)
+        if bool(good):
+            return factor
     return None

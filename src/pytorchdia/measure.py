@@ -19,6 +19,7 @@ from scipy.ndimage import binary_dilation, convolve, uniform_filter
 from .errors import Finding, FlatImageError, InputError, TooFewPixelsError
 from .frame import Frame
 from .kernel import DeltaKernel
+from .metrics import sample
 from .noise import CCDNoise, FixedVariance, NoiseModel
 
 __all__ = [
@@ -83,14 +84,19 @@ class Seeing:
 
 
 def reference_level(frame: Frame) -> float:
-    """Median of the good pixels [ADU], the background taken off the reference (section 2.9)."""
-    good = frame.data[~frame.mask]
+    """Median of the good pixels [ADU], the background taken off the reference (section 2.9).
+
+    Of a large frame a regular sample is taken (:func:`~pytorchdia.metrics.sample`).
+    """
+    good = sample(frame.data)[~sample(frame.mask)]
+    if not len(good):
+        good = frame.data[~frame.mask]
     if not len(good):
         raise TooFewPixelsError(
             f"All {frame.mask.numel()} pixels of {frame.name} are masked, saturated or not finite; "
             "check the mask and the saturation level."
         )
-    return float(np.median(good.numpy()))
+    return float(np.median(good.numpy().astype(np.float64)))
 
 
 def measure_sky(frame: Frame) -> Sky:
@@ -102,7 +108,7 @@ def measure_sky(frame: Frame) -> Sky:
         Fewer than 20 good pixels lie together.
     """
     level = reference_level(frame)
-    data, bad = frame.data.numpy(), frame.mask.numpy()
+    data, bad = frame.data.double().numpy(), frame.mask.numpy()
     mask = np.array([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
     # The response of this second difference to white noise of unit variance is 6 (Immerkaer 1996).
     second = convolve(data, mask, mode="nearest") / 6.0
@@ -255,7 +261,7 @@ def measure_seeing(frame: Frame, max_stars: int = 40) -> Seeing | None:
         Largest number of stars to fit.
     """
     bad = frame.mask.numpy()
-    data = _flattened(frame.data.numpy(), bad)
+    data = _flattened(frame.data.double().numpy(), bad)
     noise = mad_std(data[~bad]) if (~bad).any() else 0.0
     if not noise > 0:
         return None

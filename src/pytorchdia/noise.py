@@ -7,8 +7,10 @@ that a brighter model is a noisier one. Models add up: ``CCDNoise(...) + FixedVa
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,29 @@ class NoiseModel(ABC):
         Written in torch operations that act on each element by itself; positive and finite.
         """
 
+    def rearranged(self, how: Callable[[Tensor], Tensor]) -> NoiseModel:
+        """The same model for pixels in another arrangement, such as tiles.
+
+        ``how`` is applied to every image that the model holds: each of its attributes that is a
+        tensor of two or more axes. It is given (..., h, w) and the result is used in its place.
+        """
+        changes: dict[str, NoiseModel | Tensor] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, NoiseModel):
+                changes[name] = value.rearranged(how)
+            elif isinstance(value, Tensor) and value.ndim >= 2:
+                changes[name] = how(value)
+        if not any(change is not vars(self)[name] for name, change in changes.items()):
+            return self
+        model = copy.copy(self)
+        for name, value in changes.items():
+            object.__setattr__(model, name, value)
+        return model
+
+    def item(self, index: int | Tensor) -> NoiseModel:
+        """The model of one pair of a stack, or of some of them."""
+        return self.rearranged(lambda image: image[index] if image.ndim > 2 else image)
+
     def __add__(self, other: NoiseModel) -> NoiseModel:
         return SummedNoise(self, other) if isinstance(other, NoiseModel) else NotImplemented
 
@@ -45,6 +70,40 @@ class SummedNoise(NoiseModel):
 
     def variance(self, model: Pixels) -> Pixels:
         return self.first.variance(model) + self.second.variance(model)
+
+
+@dataclass(frozen=True)
+class StackedNoise(NoiseModel):
+    """A model for each pair of a stack: the first axis of the image chooses among them."""
+
+    models: tuple[NoiseModel, ...]
+
+    def variance(self, model: Pixels) -> Pixels:
+        return torch.stack([m.variance(x) for m, x in zip(self.models, model, strict=True)])
+
+    def rearranged(self, how: Callable[[Tensor], Tensor]) -> NoiseModel:
+        return StackedNoise(tuple(m.rearranged(how) for m in self.models))
+
+    def item(self, index: int | Tensor) -> NoiseModel:
+        if isinstance(index, int):
+            return self.models[index]
+        chosen = torch.arange(len(self.models))[index.cpu()]
+        return StackedNoise(tuple(self.models[i] for i in chosen.tolist()))
+
+
+def stack_noise(models: Sequence[NoiseModel]) -> NoiseModel:
+    """One model for a stack of pairs, from the model of each."""
+    first = models[0]
+    if all(m is first for m in models):
+        return first
+    if all(type(m) is CCDNoise and m.flat is None for m in models):
+        numbers = {(m.read_noise, m.gain, m.offset) for m in models if isinstance(m, CCDNoise)}
+        if len(numbers) == 1:
+            return first
+    if all(isinstance(m, FixedVariance) and m.image.ndim == 2 for m in models):
+        images = [m.image for m in models if isinstance(m, FixedVariance)]
+        return FixedVariance(torch.stack(images))
+    return StackedNoise(tuple(models))
 
 
 @dataclass(frozen=True)
@@ -157,7 +216,7 @@ class FixedVariance(NoiseModel):
         return f"FixedVariance({_described(self.image)})"
 
     def variance(self, model: Pixels) -> Pixels:
-        return _like(self.image, model, "variance").expand_as(model)
+        return _like(self.image, model, "variance").expand(model.shape)
 
 
 def _with_flat(flat: Tensor | None) -> str:
@@ -166,7 +225,7 @@ def _with_flat(flat: Tensor | None) -> str:
 
 def _described(image: Tensor) -> str:
     """A number as itself, an image by its size."""
-    return f"{float(image):g}" if image.ndim == 0 else f"<{image.shape[0]} x {image.shape[1]}>"
+    return f"{float(image):g}" if image.ndim == 0 else f"<{' x '.join(map(str, image.shape))}>"
 
 
 def _require(name: str, value: float, minimum: float | None = None, open_end: bool = True) -> None:
@@ -194,7 +253,7 @@ def _positive_image(name: str, values: Any) -> Tensor | None:
 
 
 def _like(values: Tensor, model: Pixels, name: str) -> Tensor:
-    if values.ndim and values.shape != model.shape:
+    if values.ndim and values.shape != model.shape[model.ndim - values.ndim :]:
         raise NoiseModelError(
             f"The {name} has shape {tuple(values.shape)} but the image has shape "
             f"{tuple(model.shape)}; they must be equal."

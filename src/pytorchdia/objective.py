@@ -3,46 +3,53 @@
 loss(theta) = sum_ij nll(I_ij - M_ij, sigma^2_ij(M)) + N_data theta' Q theta,  M = A theta
 
 The likelihood works pixel by pixel, so its gradient is A' g and its Hessian A' diag(h) A with g and
-h the first and second derivative of each pixel's term by M. Both come from automatic
-differentiation.
+h the first and second derivative of each pixel's term by M. The derivatives of rho by z and of
+sigma^2 by M come from automatic differentiation; the chain rule joins them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from .arrays import Image, Mask, Matrix, Params, Scalar
-from .image_model import ImageModel
+from .arrays import Image, Mask, Matrix, Params, Pixels, Scalar, Tiled
+from .image_model import ImageModel, Projection
 from .likelihood import Likelihood
 from .noise import NoiseModel
 from .penalty import Penalty
 
-__all__ = ["Objective", "PixelTerms"]
+__all__ = ["Evaluation", "Objective"]
 
 
-class PixelTerms(NamedTuple):
-    """What one model image gives: the summed loss, and two derivatives for each pixel."""
+class Evaluation(NamedTuple):
+    """The objective at one point: its value, its gradient, and the curvature h of each pixel.
+
+    ``loss`` (...,) and ``gradient`` (..., p) are float64; ``curvature`` is None if not asked for.
+    """
 
     loss: Scalar
-    gradient: Image
-    curvature: Image
+    gradient: Params
+    curvature: Tiled | None
 
 
 @dataclass(frozen=True)
 class Objective:
     """Negative log-likelihood of the target, plus the penalty if there is one.
 
+    Every array may have further axes in front: a stack of targets, each with its own theta.
+
     Parameters
     ----------
     model : ImageModel
     target : Image
-        I [ADU], (h, w), finite everywhere, float64.
+        I [ADU], (..., h, w), finite everywhere.
     use : Mask
-        (h, w), **True where a pixel is used**; the others carry no weight at all.
+        (..., h, w), **True where a pixel is used**; the others carry no weight at all.
     noise : NoiseModel
     likelihood : Likelihood
     penalty : Penalty, optional
@@ -59,10 +66,28 @@ class Objective:
     penalty: Penalty | None = None
     dtype: torch.dtype = torch.float64
 
+    def __getitem__(self, item: int | Tensor) -> Objective:
+        """One pair of a stack, or some of them."""
+        reference = self.model.reference
+        if reference.ndim > 2:
+            reference = reference[item]
+        return replace(
+            self,
+            model=replace(self.model, reference=reference),
+            target=self.target[item],
+            use=self.use[item],
+            noise=self.noise.item(item),
+        )
+
     @cached_property
+    def counts(self) -> Tensor:
+        """N_data, the number of pixels used, (...,)."""
+        return self.use.sum(dim=(-2, -1))
+
+    @property
     def n_data(self) -> int:
-        """N_data, the number of pixels used."""
-        return int(self.use.sum())
+        """N_data over all pairs."""
+        return int(self.counts.sum())
 
     @cached_property
     def penalty_matrix(self) -> Matrix | None:
@@ -71,75 +96,196 @@ class Objective:
             return None
         n_k = self.model.kernel.n_params
         full = torch.zeros(self.model.n_params, self.model.n_params, dtype=torch.float64)
-        full[:n_k, :n_k] = self.n_data * self.penalty.matrix(self.model.kernel)
-        return full.to(self.target.device)
+        full[:n_k, :n_k] = self.penalty.matrix(self.model.kernel)
+        return self.counts[..., None, None].to(self.model.device) * full.to(self.model.device)
 
     def variance(self, model: Image) -> Image:
         """sigma^2(M) [ADU^2] with unused pixels set to 1, so that nothing odd comes from them."""
         return torch.where(self.use, self.noise.variance(model), 1.0)
 
-    def pixel_loss(self, model: Image) -> Image:
-        """Negative log-likelihood of each pixel, (h, w), in the dtype of ``model``; 0 if unused."""
+    def noise_of(self, i: int) -> NoiseModel:
+        """The noise model of the i-th chunk of tiles."""
+        return self.noise.rearranged(lambda image: self.model.part(image, i))
+
+    def loss(self, theta: Params) -> Scalar:
+        """The objective as written above, differentiable by ``theta`` (p,), for one pair.
+
+        Computed in the dtype of ``theta``, with the convolution as a network layer: the slow twin
+        of :meth:`evaluate`, and what the paper minimises.
+        """
+        model = self.model.mv_direct(theta)
         target = self.target.to(model.dtype)
         model = torch.where(self.use, model, target.abs() + 1.0)  # keeps NaN out of the gradient
         nll = self.likelihood.nll(target - model, self.variance(model))
-        return torch.where(self.use, nll, 0.0)
-
-    def loss(self, theta: Params) -> Scalar:
-        """The objective, differentiable by ``theta``; computed in the dtype of ``theta``."""
-        total = self.pixel_loss(self.model.mv(theta)).sum(dtype=torch.float64)
+        total = torch.where(self.use, nll, 0.0).sum(dtype=torch.float64)
         return total + self._penalty_value(theta)
 
-    def pixel_terms(self, model: Image) -> PixelTerms:
-        """Loss without penalty, and its first two derivatives by each pixel of ``model``."""
-        model = model.detach().requires_grad_(True)
-        with torch.enable_grad():
-            loss = self.pixel_loss(model).sum(dtype=torch.float64)
-            (gradient,) = torch.autograd.grad(loss, model, create_graph=True)
-            if gradient.requires_grad:
-                (curvature,) = torch.autograd.grad(gradient.sum(), model)
-            else:
-                curvature = torch.zeros_like(model)
-        return PixelTerms(
-            loss.detach(),
-            torch.where(self.use, gradient.detach(), 0.0),
-            torch.where(self.use, curvature, 0.0),
-        )
+    def evaluate(
+        self, theta: Params, dtype: torch.dtype = torch.float64, curvature: bool = True
+    ) -> Evaluation:
+        """Loss, gradient A' g + 2 N Q theta, and h, in one pass over the pixels.
 
-    def gradient(self, theta: Params, terms: PixelTerms) -> Params:
-        """The derivative of the loss by ``theta``, A' g + 2 N Q theta, float64."""
-        gradient = self.model.rmv(terms.gradient.to(torch.float64))
+        Parameters
+        ----------
+        theta : Params
+            (..., p), float64.
+        dtype : torch.dtype
+            Precision of the pass; sums over pixels are float64 in the loss.
+        curvature : bool
+            Whether to compute h. It is kept in the objective's own dtype, to save memory.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        projection, curvatures = Projection(self.model), []
+        with torch.no_grad():
+            for i, (tiles, model) in enumerate(self.model.models(theta.to(dtype))):
+                terms = self._pixel_terms(model, i, curvature)
+                total = total + terms[0].sum(dim=(-3, -2, -1), dtype=torch.float64)
+                projection.add(tiles, terms[1])
+                if curvature:
+                    curvatures.append(terms[2].to(self.dtype))
+        gradient = projection.params()
         if self.penalty_matrix is not None:
-            gradient = gradient + 2.0 * self.penalty_matrix @ theta
-        return gradient
+            gradient = gradient + 2.0 * _product(self.penalty_matrix, theta)
+        loss = total + self._penalty_value(theta)
+        return Evaluation(loss, gradient, curvatures if curvature else None)
 
-    def hessian(self, curvature: Image, dtype: torch.dtype | None = None) -> Matrix:
+    def _pixel_terms(self, model: Pixels, i: int, curvature: bool) -> tuple[Pixels, ...]:
+        """nll, g and, if asked for, h of the pixels of one chunk, 0 where they are not used."""
+        parts = self.model.part
+        use, target = parts(self.use, i), parts(self.target, i).to(model.dtype)
+        everything = bool(use.all())
+        if not everything:
+            model = torch.where(use, model, target.abs() + 1.0)
+        noise = self.noise_of(i)
+        order = 2 if curvature else 1
+        v, dv, ddv = _derivatives(noise.variance, model, order)
+        if not everything:
+            v = torch.where(use, v, 1.0)
+        s = v.rsqrt()
+        z = (target - model) * s
+        rho, drho, ddrho = _derivatives(self.likelihood.rho, z, order)
+        nll = rho + 0.5 * v.log() + self.likelihood.log_norm
+        assert drho is not None
+        if dv is None:
+            g = -drho * s
+            h = None if not curvature else _times(ddrho, s * s)
+        else:
+            q = dv * (s * s)  # the logarithmic derivative of sigma^2
+            dz = -s - 0.5 * z * q
+            g = drho * dz + 0.5 * q
+            h = None
+            if curvature:
+                curved = 0.0 if ddv is None else ddv * (s * s)
+                ddz = q * s + z * (0.75 * q * q - 0.5 * curved)
+                h = _times(ddrho, dz * dz) + drho * ddz + 0.5 * (curved - q * q)
+        terms = (nll, g) if h is None else (nll, g, h)
+        return terms if everything else tuple(torch.where(use, t, 0.0) for t in terms)
+
+    def weights(self, how: Callable[[Pixels, Pixels], Pixels]) -> Tiled:
+        """``how(target, variance(target))`` of every used pixel and 0 elsewhere, tiled."""
+        tiled = []
+        for i in range(len(self.model.chunks)):
+            use = self.model.part(self.use, i)
+            target = self.model.part(self.target, i).to(self.dtype)
+            variance = torch.where(use, self.noise_of(i).variance(target), 1.0)
+            tiled.append(torch.where(use, how(target, variance), 0.0))
+        return tiled
+
+    def majoriser(self, theta: Params) -> Tiled:
+        """-g / (I - M), tiled: the weight of the least squares problem that touches the loss."""
+        weights = []
+        with torch.no_grad():
+            for i, (_, model) in enumerate(self.model.models(theta)):
+                use = self.model.part(self.use, i)
+                residual = torch.where(use, self.model.part(self.target, i) - model, 0.0)
+                g = self._pixel_terms(model, i, curvature=False)[1]
+                weight = torch.where(residual != 0, -g / residual, 0.0)
+                weights.append(weight.clamp(min=0.0))
+        return weights
+
+    def hessian(self, curvature: Image | Tiled, dtype: torch.dtype | None = None) -> Matrix:
         """A' diag(curvature) A + 2 N Q, float64; the products run in ``dtype``."""
-        return self._with_penalty(self.model.gram(curvature.to(dtype or self.dtype)))
+        whole = self.model.assembled(curvature)
+        return self._with_penalty(self.model.gram(whole.to(dtype or self.dtype)))
 
-    def hessian_product(self, curvature: Image, theta: Params) -> Params:
+    def hessian_product(self, curvature: Image | Tiled, theta: Params) -> Params:
         """(A' diag(curvature) A + 2 N Q) theta without the matrix, float64.
 
         ``curvature`` is 0 at unused pixels; the products run in its dtype.
         """
         product = self.model.gram_product(curvature, theta)
         if self.penalty_matrix is not None:
-            product = product + 2.0 * self.penalty_matrix @ theta
+            product = product + 2.0 * _product(self.penalty_matrix, theta)
         return product
 
-    def preconditioner(self, curvature: Image) -> Matrix:
+    def preconditioner(self, curvature: Image | Tiled) -> Matrix:
         """A quick approximation of :meth:`hessian` for ``curvature`` that is nowhere negative."""
         return self._with_penalty(self.model.gram_toeplitz(curvature))
 
+    def close_preconditioner(self, curvature: Tiled) -> Matrix:
+        """A closer and dearer one: exact over the pixels that say most of the kernel; one pair.
+
+        Those are the pixels with the largest h times the sum of R^2 over their footprint. The rest
+        of the frame enters as in :meth:`preconditioner`, its diagonal left as it is.
+        """
+        model = self.model
+        weight = model.assembled(curvature)
+        energy = footprint_energy(model.reference.to(weight.dtype), model.kernel.half_shape)
+        score = (weight * energy).reshape(-1)
+        count = min(_SAMPLE, int((score > 0).sum()))
+        pixels = score.topk(count).indices
+        rest = weight.clone()
+        rest.reshape(-1)[pixels] = 0.0
+        exact = model.gram_of_pixels(weight, pixels)
+        return self._with_penalty(exact + model.gram_toeplitz(rest, exact_diagonal=False))
+
     def _with_penalty(self, matrix: Matrix) -> Matrix:
         return matrix if self.penalty_matrix is None else matrix + 2.0 * self.penalty_matrix
-
-    def total(self, theta: Params, terms: PixelTerms) -> float:
-        """The objective from the pixel terms at ``theta``."""
-        return float(terms.loss + self._penalty_value(theta))
 
     def _penalty_value(self, theta: Params) -> Scalar:
         if self.penalty_matrix is None:
             return torch.zeros((), dtype=torch.float64, device=theta.device)
         theta = theta.to(torch.float64)
-        return theta @ self.penalty_matrix @ theta
+        return (theta * _product(self.penalty_matrix, theta)).sum(dim=-1)
+
+
+_SAMPLE = 6000  # pixels of the exact part of a close preconditioner
+
+
+def footprint_energy(reference: Image, half_shape: tuple[int, int]) -> Image:
+    """The sum of R^2 over the kernel's footprint around each pixel, (h, w); 0 in the border."""
+    (h, w), (n_y, n_x) = reference.shape, half_shape
+    energy = torch.zeros_like(reference)
+    total = (reference**2).to(torch.float64)
+    for axis, n in ((0, n_y), (1, n_x)):
+        zero = torch.zeros_like(total.narrow(axis, 0, 1))
+        sums = torch.cat([zero, total.cumsum(axis)], axis)
+        size = total.shape[axis] - 2 * n
+        total = sums.narrow(axis, 2 * n + 1, size) - sums.narrow(axis, 0, size)
+    energy[n_y : h - n_y, n_x : w - n_x] = total.clamp(min=0.0).to(energy.dtype)
+    return energy
+
+
+def _product(matrix: Matrix, vector: Params) -> Params:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _times(factor: Tensor | None, values: Tensor) -> Tensor:
+    """A second derivative times ``values``; None stands for a derivative that is 0."""
+    return torch.zeros_like(values) if factor is None else factor * values
+
+
+def _derivatives(
+    function: Callable[[Pixels], Pixels], x: Pixels, order: int
+) -> tuple[Pixels, Pixels | None, Pixels | None]:
+    """An elementwise function and its derivatives up to ``order``; None where one is zero."""
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        y = function(x)
+        if not y.requires_grad:
+            return y, None, None
+        (first,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=order > 1)
+        second = None
+        if order > 1 and first.requires_grad:
+            (second,) = torch.autograd.grad(first, x, torch.ones_like(first), allow_unused=True)
+    return y.detach(), first.detach(), second

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from .arrays import Flags, Image, Mask
+from .arrays import Flags
+from .assemble import Pair, assemble
 from .background import PolynomialBackground
 from .checks import (
     require_enough_pixels,
     require_kinds,
+    require_noise_shape,
     require_same_shape,
     require_structure,
     require_variance,
     usable_device,
     usable_dtype,
 )
-from .errors import Finding, InputError
-from .fisher import Uncertainty, uncertainty
+from .errors import Finding, InputError, ShapeError
+from .fisher import uncertainty
 from .frame import Flag, Frame, grow, outside, with_flag
 from .image_model import ImageModel
-from .io import as_frame
+from .io import as_frames
 from .kernel import DeltaKernel, KernelModel
 from .likelihood import Gaussian, Likelihood
 from .measure import default_noise, reference_level
-from .metrics import mean_fit_bias, mean_fit_variance, robust_scale
-from .noise import NoiseModel
+from .memory import MemoryPlan, parse_memory, plan_memory
+from .noise import NoiseModel, stack_noise
 from .objective import Objective
 from .penalty import Penalty
 from .solvers import Newton, Solution, Solver
 from .solvers.base import OnStep
-from .subtraction import Background, Diagnostics, Subtraction
-from .verdict import findings_of_fit, warn_of
+from .subtraction import Subtraction, SubtractionStack
+from .verdict import warn_of
 
 __all__ = ["subtract"]
 
@@ -57,8 +60,9 @@ def subtract(
     covariance: bool = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
+    max_memory: str | float | None = None,
     on_step: OnStep | None = None,
-) -> Subtraction:
+) -> Subtraction | SubtractionStack:
     """Subtract the matched reference from the target: D = I - (R (x) K + B).
 
     Parameters
@@ -66,12 +70,16 @@ def subtract(
     target, reference : array_like, Tensor, NDData, HDU, HDUList, str, Path or Frame
         I and R: two images of one shape, (h, w), on one pixel grid. See
         :func:`~pytorchdia.io.as_frame` for what each may be. The reference should be the sharper.
+        Either may be a stack, (..., h, w), or a list: the leading axes are broadcast against each
+        other, so that one reference serves many targets. Small pairs are then fitted side by side,
+        and each result is that of a call for its pair alone, to rounding.
     kernel : KernelModel
         K (eq 2).
     background : PolynomialBackground
         B (eq 18).
     noise : NoiseModel, optional
-        sigma^2(M) of the target (eq 6, 7). None takes the target's own uncertainty, or eq 6 with
+        sigma^2(M) of the target (eq 6, 7), one for all targets; an image in it may be (h, w) or
+        have the shape of the stack. None takes the target's own uncertainty, or eq 6 with
         the gain and read noise of its header, or a guess from its sky, which is reported with a
         NoiseWarning.
     likelihood : Likelihood
@@ -81,7 +89,7 @@ def subtract(
     solver : Solver
         Newton, AdamLBFGS or NormalEquations.
     mask : array_like, optional
-        (h, w), True = ignore this pixel of the target.
+        (h, w), True = ignore this pixel of the target; for a stack also one for each target.
     reference_noise : NoiseModel, optional
         Noise of the reference, for the variance of the difference only. None takes the
         reference's own uncertainty or its header's gain and read noise; if it has neither, the
@@ -97,12 +105,18 @@ def subtract(
     dtype : torch.dtype
         float32 or float64: precision of the heavy work and of the images returned. Parameters,
         sums and linear algebra are float64 in either case.
+    max_memory : str or float, optional
+        Bytes ("4GB", 500e6) of working memory that the fit may take on the device beside the
+        images handed in and the result. With less, transforms are computed anew instead of kept,
+        and then images stay in main memory and are sent to the device tile by tile. None means all
+        that is free on a CUDA device, and no limit on a CPU.
     on_step : callable, optional
         Called with a :class:`~pytorchdia.solvers.Step` after every step of the solver.
 
     Returns
     -------
-    Subtraction
+    Subtraction or SubtractionStack
+        A stack if the target or the reference is one, of the shape of their leading axes.
 
     Raises
     ------
@@ -112,46 +126,176 @@ def subtract(
     ReadError
         A path cannot be read.
     """
-    started = time.perf_counter()
     require_kinds(kernel, background, noise, likelihood, penalty, solver, reference_noise)
-    target_frame, reference_frame = as_frame(target, mask=mask), as_frame(reference)
-    require_same_shape(target_frame, reference_frame)
-    flags = _combined_flags(target_frame, reference_frame, kernel)
-    require_structure(target_frame, flags == 0, "target")
-    require_structure(reference_frame, ~reference_frame.mask, "reference")
-    level = _reference_level(reference_frame, reference_background)
-    noise_findings: tuple[Finding, ...] = ()
-    if noise is None:
-        noise, noise_findings = default_noise(target_frame)
-    if reference_noise is None:
-        reference_noise, more = _known_noise(reference_frame)
-        noise_findings += more
-
     where, precision = usable_device(device), usable_dtype(dtype)
-    flat_reference = torch.where(reference_frame.mask, 0.0, reference_frame.data - level)
-    objective = Objective(
-        ImageModel(flat_reference.to(where), kernel, background),
-        target_frame.data.to(where), (flags == 0).to(where), noise, likelihood, penalty, precision,
-    )  # fmt: skip
-    require_enough_pixels(objective, target_frame, reference_frame)
-    require_variance(objective)
+    limit = parse_memory(max_memory)
+    started = time.perf_counter()
+    frames, shape = _broadcast(as_frames(target, mask), as_frames(reference))
+    prepared: dict[int, float] = {}
+    pairs = [
+        _prepare(
+            t, r, kernel, background.n_params, _noise_of(noise, i, shape),
+            _noise_of(reference_noise, i, shape), reference_background, prepared,
+            None if shape is None else i,
+        )
+        for i, (t, r) in enumerate(frames)
+    ]  # fmt: skip
+    plan = plan_memory(pairs[0].target.shape, precision, where, limit)
+    results: list[Subtraction] = []
+    for group in _groups(pairs, plan):
+        objective = _objective(
+            group, kernel, background, likelihood, penalty, precision, where, plan
+        )
+        require_variance(objective)
+        single = len(group) == 1
+        solutions = (
+            [solver.solve(objective, on_step=on_step)]
+            if single
+            else solver.solve_stack(objective, on_step=on_step)
+        )
+        made = [
+            _finish(pair, objective if single else objective[i], solution, solver, covariance)
+            for i, (pair, solution) in enumerate(zip(group, solutions, strict=True))
+        ]
+        seconds, started = (time.perf_counter() - started) / len(group), time.perf_counter()
+        results += [replace(r, diagnostics=replace(r.diagnostics, seconds=seconds)) for r in made]
+    for result in results:
+        warn_of(result.findings)
+    if shape is None:
+        return results[0]
+    items = np.empty(len(results), dtype=object)
+    items[:] = results
+    return SubtractionStack(items.reshape(shape))
 
-    solution = solver.solve(objective, on_step=on_step)
+
+_Frames = tuple[list[Frame], tuple[int, ...] | None]
+
+
+def _broadcast(
+    targets: _Frames, references: _Frames
+) -> tuple[list[tuple[Frame, Frame]], tuple[int, ...] | None]:
+    """Each target with its reference, and the shape of their stack (None for two images)."""
+    (target_list, target_shape), (reference_list, reference_shape) = targets, references
+    if target_shape is None and reference_shape is None:
+        return [(target_list[0], reference_list[0])], None
+    shapes = target_shape or (), reference_shape or ()
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise ShapeError(
+            f"A stack of {shapes[0]} targets and one of {shapes[1]} references do not go together; "
+            "give as many of both, or one reference for all."
+        ) from error
+    index = [
+        np.broadcast_to(np.arange(len(each)).reshape(its_shape), shape).ravel()
+        for each, its_shape in zip((target_list, reference_list), shapes, strict=True)
+    ]
+    pairs = [(target_list[i], reference_list[j]) for i, j in zip(*index, strict=True)]
+    for target, _ in pairs:
+        require_same_shape(target, pairs[0][0])
+    return pairs, shape
+
+
+def _noise_of(noise: NoiseModel | None, i: int, shape: tuple[int, ...] | None) -> NoiseModel | None:
+    """The noise model of the i-th pair: an image in it may have the axes of the stack."""
+    if noise is None or shape is None:
+        return noise
+
+    def mine(image: torch.Tensor) -> torch.Tensor:
+        if image.ndim == 2:
+            return image
+        if image.shape[:-2] != shape:
+            raise ShapeError(
+                f"An image of the noise model has shape {tuple(image.shape)} but the stack holds "
+                f"{shape} pairs; give one for all, or one for each pair."
+            )
+        return image.flatten(0, -3)[i]
+
+    return noise.rearranged(mine)
+
+
+def _prepare(
+    target: Frame,
+    reference: Frame,
+    kernel: KernelModel,
+    n_background: int,
+    noise: NoiseModel | None,
+    reference_noise: NoiseModel | None,
+    background: float | None,
+    levels: dict[int, float],
+    number: int | None,
+) -> Pair:
+    """Check a pair and decide on its noise; ``levels`` remembers those of shared references."""
+    try:
+        require_same_shape(target, reference)
+        flags = _combined_flags(target, reference, kernel)
+        use = flags == 0
+        require_structure(target, use, "target")
+        if id(reference) not in levels:
+            require_structure(reference, ~reference.mask, "reference")
+            levels[id(reference)] = _reference_level(reference, background)
+        findings: tuple[Finding, ...] = ()
+        if noise is None:
+            noise, findings = default_noise(target)
+        if reference_noise is None:
+            reference_noise, more = _known_noise(reference)
+            findings += more
+        for model in (noise, reference_noise):
+            require_noise_shape(model, target)
+        require_enough_pixels(target, reference, use, kernel.n_params + n_background)
+    except InputError as error:
+        if number is None:
+            raise
+        raise type(error)(f"Pair {number} of the stack: {error}") from error
+    level = levels[id(reference)]
+    return Pair(target, reference, flags, level, noise, reference_noise, findings)
+
+
+def _groups(pairs: list[Pair], plan: MemoryPlan) -> Iterator[list[Pair]]:
+    """Runs of pairs that are fitted side by side."""
+    for begin in range(0, len(pairs), plan.pairs):
+        yield pairs[begin : begin + plan.pairs]
+
+
+def _objective(
+    group: list[Pair],
+    kernel: KernelModel,
+    background: PolynomialBackground,
+    likelihood: Likelihood,
+    penalty: Penalty | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    plan: MemoryPlan,
+) -> Objective:
+    """The fit of one pair as (h, w), of several as a stack; one reference if all share it."""
+    home = device if plan.images_on_device else torch.device("cpu")
+
+    def stacked(images: list[torch.Tensor]) -> torch.Tensor:
+        return (images[0] if len(images) == 1 else torch.stack(images)).to(home)
+
+    shared = all(pair.reference is group[0].reference for pair in group)
+    references = stacked([_flattened(pair) for pair in (group[:1] if shared else group)])
+    model = ImageModel(references, kernel, background, plan.keep, device)
+    target = stacked([pair.target.data for pair in group])
+    use = stacked([pair.flags == 0 for pair in group])
+    noise = stack_noise([pair.noise for pair in group])
+    return Objective(model, target, use, noise, likelihood, penalty, dtype)
+
+
+def _flattened(pair: Pair) -> torch.Tensor:
+    """The reference without its background, 0 at bad pixels, float64."""
+    data = pair.reference.data.to(torch.float64) - pair.level
+    return torch.where(pair.reference.mask, 0.0, data)
+
+
+def _finish(
+    pair: Pair, objective: Objective, solution: Solution, solver: Solver, covariance: bool
+) -> Subtraction:
     if solution.clipped is not None:
-        flags = with_flag(flags, solution.clipped.to(flags.device), Flag.CLIPPED)
         objective = replace(objective, use=objective.use & ~solution.clipped)
-    errors = uncertainty(objective, solution.theta, full=covariance)
-    result = _assemble(
-        objective, solution, errors, target_frame, reference_frame, reference_noise, level, flags,
-        noise_findings,
-    )  # fmt: skip
-    result = replace(
-        result,
-        diagnostics=replace(result.diagnostics, seconds=time.perf_counter() - started),
-        settings={**result.settings, "solver": repr(solver)},
-    )
-    warn_of(result.findings)
-    return result
+    errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
+    result = assemble(pair, objective, solution, errors)
+    return replace(result, settings={**result.settings, "solver": repr(solver)})
 
 
 def _reference_level(reference: Frame, given: float | None) -> float:
@@ -162,10 +306,11 @@ def _reference_level(reference: Frame, given: float | None) -> float:
     return float(given)
 
 
-def _combined_flags(target: Frame, reference: Frame, kernel: KernelModel) -> torch.Tensor:
+def _combined_flags(target: Frame, reference: Frame, kernel: KernelModel) -> Flags:
     """The target's flags, plus the border and the footprints of bad reference pixels."""
     flags = with_flag(target.flags, outside(target.shape, kernel.half_shape), Flag.BORDER)
-    return with_flag(flags, grow(reference.mask, kernel.half_shape), Flag.REFERENCE)
+    hit = grow(reference.mask, kernel.half_shape)
+    return with_flag(flags, hit, Flag.REFERENCE) if bool(hit.any()) else flags
 
 
 def _known_noise(reference: Frame) -> tuple[NoiseModel | None, tuple[Finding, ...]]:
@@ -179,151 +324,3 @@ def _known_noise(reference: Frame) -> tuple[NoiseModel | None, tuple[Finding, ..
         return None, (finding,)
     noise, findings = default_noise(reference)
     return noise, findings
-
-
-def _assemble(
-    objective: Objective,
-    solution: Solution,
-    errors: Uncertainty,
-    target: Frame,
-    reference: Frame,
-    reference_noise: NoiseModel | None,
-    level: float,
-    flags: torch.Tensor,
-    noise_findings: tuple[Finding, ...],
-) -> Subtraction:
-    model, theta = objective.model, solution.theta
-    image = model.mv(theta)
-    normalised = (objective.target - image) / objective.variance(image).sqrt()
-    variance = objective.noise.variance(image)
-    if reference_noise is not None:
-        variance = variance + _reference_variance(model, theta, reference, reference_noise)
-    images = _images(image.cpu(), variance.cpu(), target, flags)
-    flags = with_flag(flags, ~images.has_data & (flags == 0), Flag.BAD_VARIANCE)
-    use = objective.use.cpu()
-    dark = use & (images.model <= images.model[use].median())
-    sky_scale = robust_scale((images.difference / images.variance.sqrt())[dark])
-    out, range_findings = _image_dtype(objective.dtype, images.variance[images.has_data])
-    n_k, coefficients = model.kernel.n_params, theta.cpu().numpy()
-    covariance = None if errors.covariance is None else errors.covariance.cpu().numpy()
-    return Subtraction(
-        difference=images.difference.numpy().astype(out),
-        variance=images.variance.numpy().astype(out),
-        mask=(flags != 0).numpy(),
-        flags=flags.numpy(),
-        model=images.model.numpy().astype(out),
-        kernel=model.kernel_image(theta).cpu().numpy(),
-        kernel_covariance=None if covariance is None else covariance[:n_k, :n_k],
-        covariance=covariance,
-        scale=float(model.scale(theta)),
-        scale_error=errors.scale,
-        background=Background(
-            coefficients[n_k:],
-            np.array(errors.background),
-            model.background.exponents,
-            model.background_image(theta).cpu().numpy().astype(out),
-        ),
-        status=solution.status,
-        findings=(
-            *target.findings, *reference.findings, *noise_findings, *solution.findings,
-            *errors.findings, *range_findings,
-            *findings_of_fit(objective, solution, errors, normalised, sky_scale),
-        ),
-        diagnostics=_diagnostics(
-            objective, solution, normalised, sky_scale, level, reference_noise is not None
-        ),
-        settings=_settings(objective, target, reference, reference_noise),
-        header=target.meta,
-        wcs=target.wcs,
-        unit=target.unit,
-    )  # fmt: skip
-
-
-class _Images(NamedTuple):
-    difference: Image
-    variance: Image
-    model: Image
-    has_data: Mask
-
-
-def _images(image: Image, variance: Image, target: Frame, flags: Flags) -> _Images:
-    """Difference, variance and model at full size, on the CPU, float64; 0 and inf without data."""
-    modelled = (flags & Flag.no_model()) == 0
-    has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
-    has_data &= torch.isfinite(variance) & (variance > 0)
-    return _Images(
-        difference=torch.where(has_data, target.data - image, 0.0),
-        variance=torch.where(has_data, variance, torch.inf),
-        model=torch.where(modelled, image, 0.0),
-        has_data=has_data,
-    )
-
-
-def _diagnostics(
-    objective: Objective,
-    solution: Solution,
-    normalised: Image,
-    sky_scale: float,
-    level: float,
-    reference_noise: bool,
-) -> Diagnostics:
-    chi_square = float((normalised[objective.use] ** 2).sum())
-    return Diagnostics(
-        loss=solution.loss,
-        steps=solution.steps,
-        evaluations=solution.evaluations,
-        decrement=solution.decrement,
-        mfb=mean_fit_bias(normalised, objective.use),
-        mfv=mean_fit_variance(normalised, objective.use),
-        reduced_chi_square=chi_square / max(objective.n_data - objective.model.n_params, 1),
-        residual_scale=sky_scale,
-        n_pixels=objective.n_data,
-        n_parameters=objective.model.n_params,
-        reference_background=level,
-        reference_noise=reference_noise,
-        seconds=0.0,
-        device=str(objective.target.device),
-        dtype=str(objective.dtype).removeprefix("torch."),
-    )
-
-
-def _settings(
-    objective: Objective, target: Frame, reference: Frame, reference_noise: NoiseModel | None
-) -> dict[str, str]:
-    return {
-        "target": target.name,
-        "reference": reference.name,
-        "kernel": repr(objective.model.kernel),
-        "background": repr(objective.model.background),
-        "noise": repr(objective.noise),
-        "likelihood": repr(objective.likelihood),
-        "penalty": repr(objective.penalty),
-        "reference noise": repr(reference_noise),
-    }
-
-
-def _reference_variance(
-    model: ImageModel, theta: torch.Tensor, reference: Frame, noise: NoiseModel
-) -> Image:
-    """The reference's noise through the kernel: K^2 (x) sigma_R^2 [ADU^2]."""
-    device = model.reference.device
-    sigma2 = noise.variance(reference.data.to(device))
-    sigma2 = torch.where(reference.mask.to(device), 0.0, sigma2)
-    through = ImageModel(sigma2, model.kernel, PolynomialBackground(0))
-    return through.convolve(model.kernel_image(theta) ** 2).clamp(min=0.0)
-
-
-def _image_dtype(
-    dtype: torch.dtype, variance: torch.Tensor
-) -> tuple[type[np.floating[Any]], tuple[Finding, ...]]:
-    """float32 for the images of a float32 fit, unless their variances do not fit into it."""
-    if dtype == torch.float64:
-        return np.float64, ()
-    if not len(variance) or (float(variance.min()) > 1e-36 and float(variance.max()) < 1e36):
-        return np.float32, ()
-    finding = Finding(
-        "float64-images",
-        f"The variances lie between {float(variance.min()):.1e} and {float(variance.max()):.1e}, "
-        "beyond the range of float32; the images are float64.",
-    )
-    return np.float64, (finding,)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from . import product
+from .background import PolynomialBackground
 from .errors import Finding, Status
 
 if TYPE_CHECKING:
     from astropy.nddata import CCDData
 
-__all__ = ["Background", "Diagnostics", "Subtraction"]
+__all__ = ["Background", "Diagnostics", "Subtraction", "SubtractionStack"]
 
 FloatImage = NDArray[np.floating[Any]]
 
@@ -31,14 +33,21 @@ class Background:
         b_mn [ADU] and their 1-sigma errors, in the order of ``exponents``.
     exponents : list of (int, int)
         (m, n): powers of the normalised x and y.
-    image : ndarray
-        B(x, y) [ADU], (h, w).
+    shape : (int, int)
+        (h, w) of the frame.
     """
 
     coefficients: NDArray[np.float64]
     errors: NDArray[np.float64]
     exponents: list[tuple[int, int]]
-    image: FloatImage = field(repr=False)
+    shape: tuple[int, int]
+
+    @property
+    def image(self) -> NDArray[np.float64]:
+        """B(x, y) [ADU], (h, w)."""
+        degree = max(m for m, _ in self.exponents)
+        coefficients = torch.from_numpy(self.coefficients)
+        return PolynomialBackground(degree).image(coefficients, self.shape).numpy()
 
 
 @dataclass(frozen=True)
@@ -178,3 +187,73 @@ class Subtraction:
     def to_ccddata(self) -> CCDData:
         """The difference as CCDData with its variance, mask, flags, unit, WCS and header."""
         return product.to_ccddata(self)
+
+
+@dataclass(frozen=True)
+class SubtractionStack:
+    """The subtractions of a stack of pairs.
+
+    Indexing and iterating work as for an array of that shape and give :class:`Subtraction`
+    objects; the properties gather one quantity of all of them into one array.
+
+    Parameters
+    ----------
+    items : ndarray of Subtraction
+        (...).
+    """
+
+    items: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stack, (...)."""
+        return self.items.shape
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self.items[index]
+        return SubtractionStack(chosen) if isinstance(chosen, np.ndarray) else chosen
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def difference(self) -> FloatImage:
+        """D = I - M [ADU], (..., h, w)."""
+        return self._gather("difference")
+
+    @property
+    def variance(self) -> FloatImage:
+        """Variances of the differences [ADU^2], (..., h, w)."""
+        return self._gather("variance")
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """True = not used by the fit, (..., h, w)."""
+        return self._gather("mask")
+
+    @property
+    def kernel(self) -> NDArray[np.float64]:
+        """K_lm, (..., ky, kx)."""
+        return self._gather("kernel")
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """P (eq 3), (...)."""
+        return self._gather("scale")
+
+    @property
+    def scale_error(self) -> NDArray[np.float64]:
+        """Errors of P, (...)."""
+        return self._gather("scale_error")
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each fit ended as it should, (...)."""
+        return np.array([item.status.ok for item in self.items.flat]).reshape(self.shape)
+
+    def _gather(self, name: str) -> NDArray[Any]:
+        values = np.stack([getattr(item, name) for item in self.items.flat])
+        return values.reshape(*self.shape, *values.shape[1:])

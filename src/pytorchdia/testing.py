@@ -95,13 +95,14 @@ def check_objective(
     generator = torch.Generator().manual_seed(0)
     noise_of_theta = torch.randn(solution.theta.shape, generator=generator, dtype=torch.float64)
     theta = solution.theta * (1.0 + 0.01 * noise_of_theta)
-    terms = objective.pixel_terms(objective.model.mv(theta))
+    evaluation = objective.evaluate(theta)
+    assert evaluation.curvature is not None
     full = torch.autograd.functional
     gradient = full.jacobian(objective.loss, theta)  # type: ignore[no-untyped-call]
     hessian = full.hessian(objective.loss, theta)  # type: ignore[no-untyped-call]
     for name, ours, theirs in (
-        ("gradient", objective.gradient(theta, terms), gradient),
-        ("Hessian", objective.hessian(terms.curvature), hessian),
+        ("gradient", evaluation.gradient, gradient),
+        ("Hessian", objective.hessian(evaluation.curvature), hessian),
     ):
         error = float((ours - theirs).abs().max() / theirs.abs().max())
         assert error < 1e-9, (

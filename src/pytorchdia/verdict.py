@@ -6,7 +6,6 @@ import warnings
 
 import torch
 
-from .arrays import Image
 from .errors import (
     ConvergenceWarning,
     CovarianceWarning,
@@ -27,7 +26,6 @@ def findings_of_fit(
     objective: Objective,
     solution: Solution,
     errors: Uncertainty,
-    normalised: Image,
     residual_scale: float,
 ) -> tuple[Finding, ...]:
     """What the status, P and the residuals on the sky give reason to say.
@@ -37,22 +35,22 @@ def findings_of_fit(
     objective : Objective
     solution : Solution
     errors : Uncertainty
-    normalised : Image
-        (I - M) / sigma, (h, w).
     residual_scale : float
         Robust scale of the difference over its error on the sky.
     """
     found = (
-        _status_finding(objective, solution, normalised),
+        _status_finding(objective, solution),
         _scale_finding(objective, solution, errors),
         _residual_finding(residual_scale),
     )
     return tuple(finding for finding in found if finding is not None)
 
 
-def _status_finding(objective: Objective, solution: Solution, normalised: Image) -> Finding | None:
+def _status_finding(objective: Objective, solution: Solution) -> Finding | None:
     if solution.status.ok:
         return None
+    model = objective.model.mv(solution.theta)
+    normalised = (objective.target - model) / objective.variance(model).sqrt()
     sizes = torch.where(objective.use, normalised.abs().nan_to_num(nan=torch.inf), 0.0)
     y, x = divmod(int(sizes.argmax()), sizes.shape[1])
     message = (

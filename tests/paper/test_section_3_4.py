@@ -59,7 +59,8 @@ def test_ii_a_gaussian_kernel(reference, dtype, p_error, b_error):
     model = ImageModel(
         torch.from_numpy(reference - level), DeltaKernel(SIZE), PolynomialBackground()
     )
-    target = model.convolve(kernel).numpy() + level
+    theta = torch.cat([kernel.reshape(-1), torch.tensor([level], dtype=torch.float64)])
+    target = torch.where(model.valid, model.mv(theta), level).numpy()
     result = fit(target, reference, dtype)
     e_p, e_b = errors(result, 1.0, level)
     assert e_p < p_error

@@ -14,7 +14,53 @@ from ..errors import InputError, Status
 from ..objective import Objective
 from .base import OnStep, Solution, Solver, Step, flat_start, gaussian_start
 
-__all__ = ["AdamLBFGS"]
+__all__ = ["AdamLBFGS", "ConvolutionLayer"]
+
+
+@dataclass(frozen=True)
+class ConvolutionLayer:
+    """How the convolutional layer of the paper's algorithm is run.
+
+    Parameters
+    ----------
+    benchmark : bool
+        Let cuDNN try its algorithms and keep the fastest (section 5); no effect on a CPU.
+    deterministic : bool
+        Let cuDNN use only algorithms that repeat to the last bit (section 5); no effect on a CPU.
+    autocast : torch.dtype, optional
+        Convolve in this precision, torch.float16 or torch.bfloat16 (section 2.8). The loss is no
+        better than that precision.
+    compile : bool
+        Compile loss and gradient with ``torch.compile``, which takes a C++ compiler and some time
+        at first.
+    """
+
+    benchmark: bool = False
+    deterministic: bool = False
+    autocast: torch.dtype | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.autocast not in (None, torch.float16, torch.bfloat16):
+            raise InputError(
+                f"autocast must be torch.float16 or torch.bfloat16, got {self.autocast}."
+            )
+
+    def loss_of(self, objective: Objective) -> Callable[[Params], Tensor]:
+        """The loss as a function of theta, differentiable, with these options."""
+        device = objective.model.device.type
+        inner: Callable[[Params], Tensor] = objective.loss
+        if self.compile:
+            inner = torch.compile(inner)
+
+        def loss(theta: Params) -> Tensor:
+            cudnn = torch.backends.cudnn.flags(
+                enabled=True, benchmark=self.benchmark, deterministic=self.deterministic
+            )
+            with cudnn, torch.autocast(device, self.autocast, self.autocast is not None):
+                return inner(theta)
+
+        return loss
 
 
 @dataclass(frozen=True)
@@ -41,6 +87,10 @@ class AdamLBFGS(Solver):
         Upper limits of steps.
     start_sigma : float or None
         Start from a Gaussian kernel of this width [pixels]; None starts from a flat one.
+    layer : ConvolutionLayer or None
+        Compute the model as the paper does, by a convolutional layer and automatic differentiation
+        through it. None takes loss and gradient from Fourier transforms, which are quicker on a
+        CPU and exact as well.
     """
 
     lr_kernel: float = 1e-3
@@ -51,6 +101,7 @@ class AdamLBFGS(Solver):
     max_adam: int = 5000
     max_lbfgs: int = 5000
     start_sigma: float | None = None
+    layer: ConvolutionLayer | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr_kernel", "lr_background", "tol", "tol_gradient", "tol_change",
@@ -87,6 +138,7 @@ class _Descent:
         self.evaluations = 0
         self.steps = 0
         self.best: tuple[float, Params] = (math.inf, theta)
+        self.layer_loss = None if options.layer is None else options.layer.loss_of(objective)
 
     def run(self) -> Solution:
         o = self.options
@@ -112,8 +164,7 @@ class _Descent:
         if change is None:
             change = 1e-8 if self.objective.dtype == torch.float32 else 1e-12
         flattened = self.descend(lambda: self.lbfgs_step(lbfgs), change, o.max_lbfgs)
-        with torch.no_grad():
-            self.closure_value()
+        self.closure()
         loss, theta = self.best
         if not math.isfinite(loss):
             status = Status.NOT_FINITE
@@ -153,16 +204,23 @@ class _Descent:
         return max((float(g.abs().max()) for g in grads), default=math.inf)
 
     def closure(self) -> Tensor:
-        self.kernel.grad = self.background.grad = None
-        loss = self.closure_value()
-        loss.backward()  # type: ignore[no-untyped-call]
+        """The loss where the parameters stand; leaves its gradient with them."""
+        self.evaluations += 1
+        theta = torch.cat([self.kernel, self.background]).detach()
+        loss, gradient = self.loss_and_gradient(theta)
+        kernel, background = self.objective.model.split(gradient.to(theta.dtype))
+        self.kernel.grad, self.background.grad = kernel.clone(), background.clone()
+        value = float(loss)
+        if value < self.best[0]:
+            self.best = (value, theta.clone())
         return loss
 
-    def closure_value(self) -> Tensor:
-        self.evaluations += 1
-        theta = torch.cat([self.kernel, self.background])
-        loss = self.objective.loss(theta)
-        value = float(loss.detach())
-        if value < self.best[0]:
-            self.best = (value, theta.detach().clone())
-        return loss
+    def loss_and_gradient(self, theta: Params) -> tuple[Tensor, Params]:
+        if self.layer_loss is None:
+            e = self.objective.evaluate(theta.to(torch.float64), theta.dtype, curvature=False)
+            return e.loss, e.gradient
+        theta.requires_grad_(True)
+        loss = self.layer_loss(theta)
+        (gradient,) = torch.autograd.grad(loss, theta)
+        theta.requires_grad_(False)
+        return loss.detach(), gradient

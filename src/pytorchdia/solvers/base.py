@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from ..arrays import Kernel, Mask, Params
+from ..arrays import Kernel, Mask, Params, Tiled
 from ..errors import Finding, Status
 from ..kernel import gaussian_kernel
+from ..linalg import Factor
+from ..metrics import sample
 from ..objective import Objective
 
-__all__ = ["OnStep", "Solution", "Solver", "Step", "flat_start", "gaussian_start"]
+__all__ = ["OnStep", "Solution", "Solver", "Step", "System", "flat_start", "gaussian_start"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,22 @@ class Step:
 
 
 OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class System:
+    """The Hessian at a solution, as a solver without the matrix knows it.
+
+    Attributes
+    ----------
+    curvature : Tiled
+        h of each pixel.
+    factor : Factor
+        A preconditioner for A' diag(h) A.
+    """
+
+    curvature: Tiled
+    factor: Factor
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,8 @@ class Solution:
     clipped : Mask or None
         Pixels rejected by sigma clipping.
     findings : tuple of Finding
+    system : System or None
+        What the error bars can use again.
     """
 
     theta: Params
@@ -59,6 +79,7 @@ class Solution:
     decrement: float | None = None
     clipped: Mask | None = None
     findings: tuple[Finding, ...] = ()
+    system: System | None = field(default=None, repr=False)
 
 
 class Solver(ABC):
@@ -73,9 +94,13 @@ class Solver(ABC):
         Never raises for a fit that goes wrong: the status says how it ended.
         """
 
+    def solve_stack(self, objective: Objective, on_step: OnStep | None = None) -> list[Solution]:
+        """Minimise the objective of each pair of a stack; here one after the other."""
+        return [self.solve(objective[i], on_step=on_step) for i in range(len(objective.target))]
+
 
 def flat_start(objective: Objective) -> Params:
-    """All kernel pixels 1/N_K, and B_0 the median of the target (section 2.9)."""
+    """All kernel pixels 1/N_K, and B_0 the median of the target (section 2.9), (..., p)."""
     shape = objective.model.kernel.shape
     kernel = torch.full(shape, 1.0 / (shape[0] * shape[1]), dtype=torch.float64)
     return _start(objective, kernel)
@@ -88,10 +113,12 @@ def gaussian_start(objective: Objective, sigma: float) -> Params:
 
 def _start(objective: Objective, kernel: Kernel) -> Params:
     model = objective.model
-    background = torch.zeros(model.background.n_params, dtype=torch.float64)
-    background[0] = objective.target[objective.use].median()
-    coefficients = model.kernel.coefficients(kernel)
-    return torch.cat([coefficients, background]).to(objective.target.device)
+    coefficients = model.kernel.coefficients(kernel.to(model.device))
+    used = torch.where(objective.use, objective.target, torch.nan)
+    level = sample(used).flatten(-2).nanmedian(dim=-1).values.to(model.device, torch.float64)
+    background = level.new_zeros(*level.shape, model.background.n_params)
+    background[..., 0] = level.nan_to_num(nan=0.0)
+    return torch.cat([coefficients.expand(*level.shape, -1), background], dim=-1)
 
 
 def singular_finding(jitter: float) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..arrays import Params
 from ..linalg import Factor
@@ -16,50 +17,65 @@ __all__ = ["CGResult", "conjugate_gradients"]
 class CGResult(NamedTuple):
     """Where the iteration ended.
 
-    ``solved`` is False if the goal was not reached or a direction of negative curvature was met.
+    ``solved`` (...,) is False where the goal was not reached or a direction of negative curvature
+    was met. ``residual`` is what is left of the right-hand side, and ``reduction`` (...,) its size
+    relative to the beginning.
     """
 
     solution: Params
     iterations: int
-    solved: bool
+    solved: Tensor
+    residual: Params
+    reduction: Tensor
 
 
 def conjugate_gradients(
     product: Callable[[Params], Params],
     rhs: Params,
     preconditioner: Factor,
-    tol: float,
+    tol: float | Tensor,
     max_iterations: int,
 ) -> CGResult:
     """Solve H x = rhs for a symmetric positive definite H that is known by its products.
 
+    Systems stacked along leading axes are solved side by side; each stops at its own goal.
+
     Parameters
     ----------
     product : callable
-        v -> H v.
+        v -> H v, for v of the shape of ``rhs``.
     rhs : Params
+        (..., p), float64.
     preconditioner : Factor
         Factor of a matrix close to H.
-    tol : float
+    tol : float or Tensor
         Goal for the residual relative to the right-hand side, both in the norm of the inverse
-        preconditioner.
+        preconditioner; one for all or (...,).
     max_iterations : int
     """
     solution = torch.zeros_like(rhs)
     residual = rhs
     direction = scaled = preconditioner.solve(residual)
-    size = first = float(residual @ scaled)
-    for iteration in range(1, max_iterations + 1):
+    size = first = _dot(residual, scaled)
+    active = size > 0
+    failed = ~(size >= 0)
+    iteration = 0
+    while iteration < max_iterations and bool(active.any()):
+        iteration += 1
         image = product(direction)
-        curvature = float(direction @ image)
-        if not curvature > 0:
-            return CGResult(solution, iteration, size <= 0)
-        step = size / curvature
+        curvature = _dot(direction, image)
+        failed = failed | (active & ~(curvature > 0))
+        active = active & ~failed
+        step = torch.where(active, size / curvature, 0.0)[..., None]
         solution = solution + step * direction
         residual = residual - step * image
         scaled = preconditioner.solve(residual)
-        previous, size = size, float(residual @ scaled)
-        if size <= tol**2 * first:
-            return CGResult(solution, iteration, True)
-        direction = scaled + (size / previous) * direction
-    return CGResult(solution, max_iterations, False)
+        previous, size = size, torch.where(active, _dot(residual, scaled), size)
+        direction = scaled + (size / previous)[..., None] * direction
+        active = active & (size > tol**2 * first)
+    reduction = torch.where(first > 0, size / first, 0.0).clamp(min=0.0).sqrt()
+    return CGResult(solution, iteration, ~(failed | active), residual, reduction)
+
+
+def _dot(a: Params, b: Params) -> Tensor:
+    return (a * b).sum(dim=-1)

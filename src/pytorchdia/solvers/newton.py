@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
-from ..arrays import Image, Params
-from ..errors import Finding, InputError, Status
-from ..linalg import Factor, factorise
-from ..objective import Objective, PixelTerms
-from .base import OnStep, Solution, Solver, Step, flat_start, singular_finding
-from .conjugate_gradients import CGResult, conjugate_gradients
+from ..arrays import Params
+from ..errors import InputError, Status
+from ..objective import Evaluation, Objective
+from .base import OnStep, Solution, Solver, Step, flat_start
+from .inexact_newton import descend
+from .systems import MatrixFree, Move, WithMatrix
 
 __all__ = ["Newton"]
 
 _ARMIJO = 1e-4  # least share of the predicted decrease that a step must bring
-_FIRST_TOL = 1e-3  # relative residual of the least squares start by conjugate gradients
-_STEP_TOL = 3e-3  # and of a Newton step
-_MAX_CG = 80  # iterations after which the matrix is computed instead
-_SLOW_CG = 25  # iterations after which the preconditioner is renewed
-# Precisions of the products in order, each with the least pivot of a preconditioner that it bears.
-_LEAST_PIVOT = {torch.float32: 1e-6, torch.float64: 1e-11}
-_CHORD_DROP = 1e-2  # a factor is kept while each step cuts the decrement by this much
 _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 
 
@@ -34,21 +26,23 @@ _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 class Newton(Solver):
     """Newton steps theta - t H^-1 grad, with H = A' diag(h) A from the pixels' own curvatures.
 
-    The curvature h of each pixel's loss is exact (automatic differentiation). Each system is solved
-    without the matrix, by conjugate gradients with the Cholesky factor of a block-Toeplitz
-    approximation of H as preconditioner. Where that factor shows H to be close to singular, or the
-    iteration fails, the matrix itself is computed and factored, and the result says so.
+    The curvature h of each pixel's loss is exact. Each system is solved without the matrix, by
+    conjugate gradients with the Cholesky factor of a block-Toeplitz approximation of H as
+    preconditioner, and only as accurately as the step deserves. Unless a starting point is given,
+    the first step is the weighted least squares solution with the target's own variances (the
+    first round of Bramich 2008), from where few Newton steps remain. A stack of pairs is solved
+    side by side.
 
-    Where H is not positive definite (robust losses far from the minimum), ``|h|`` takes the place
-    of h, which is positive semi-definite for any loss. Steps are halved until the loss falls; where
-    none does, a reweighted least squares step is taken.
-    Unless a starting point is given, the first step goes from the flat kernel to the weighted least
-    squares solution with the target's own variances (the first round of Bramich 2008), from where
-    few Newton steps remain.
+    A pair for which full steps do not do is taken on by itself: where H is not positive definite
+    (robust losses far from the minimum), ``|h|`` takes the place of h, which is positive
+    semi-definite for any loss; steps are halved until the loss falls; where none does, a
+    reweighted least squares step is taken; and where a system cannot be solved without the matrix,
+    the matrix is computed and factored, and the result says so.
 
-    Parameters, gradient and loss are float64. The products with H run in the dtype of the
-    objective, and in float64 where that is too coarse. If H is singular even then, the least ridge
-    that helps (1e-12 of its diagonal or more) is added to the objective, and reported.
+    Parameters are float64, and so are loss and gradient where they decide. The products with H run
+    in the dtype of the objective, and so do the passes over the pixels far from the minimum; in
+    float64 where that is too coarse. If H is singular even then, the least ridge that helps (1e-12
+    of its diagonal or more) is added to the objective, and reported.
 
     Parameters
     ----------
@@ -74,10 +68,35 @@ class Newton(Solver):
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> Solution:
-        descent = _Descent(self, objective, on_step)
-        if theta0 is not None:
-            return descent.run(theta0.to(torch.float64), least_squares_first=False)
-        return descent.run(flat_start(objective), least_squares_first=True)
+        stack = replace(objective, target=objective.target[None], use=objective.use[None])
+        start = None if theta0 is None else theta0.to(torch.float64)[None]
+        return self._solve(stack, lambda _: objective, start, on_step)[0]
+
+    def solve_stack(self, objective: Objective, on_step: OnStep | None = None) -> list[Solution]:
+        return self._solve(objective, lambda i: objective[i], None, on_step)
+
+    def _solve(
+        self,
+        stack: Objective,
+        pair: Callable[[int], Objective],
+        start: Params | None,
+        on_step: OnStep | None,
+    ) -> list[Solution]:
+        """Side by side as far as that goes, then one by one."""
+        left: dict[int, tuple[Params | None, int]] = dict.fromkeys(
+            range(len(stack.target)), (None if start is None else start[0], 0)
+        )
+        solutions: dict[int, Solution] = {}
+        if self.matrix_free:
+            done, left = descend(stack, self.tol, self.max_steps, start, on_step)
+            solutions.update(done)
+        for i, (theta, steps) in left.items():
+            descent = _Descent(self, pair(i), on_step, steps)
+            if theta is None:
+                solutions[i] = descent.run(flat_start(pair(i)), least_squares_first=True)
+            else:
+                solutions[i] = descent.run(theta, least_squares_first=False)
+        return [solutions[i] for i in range(len(stack.target))]
 
 
 _Answer = TypeVar("_Answer")
@@ -85,31 +104,28 @@ _Answer = TypeVar("_Answer")
 
 class _Point(NamedTuple):
     theta: Params
-    terms: PixelTerms
-
-
-class _Move(NamedTuple):
-    """A Newton step (to be subtracted) and the drop of the loss that it predicts."""
-
-    step: Tensor
-    decrement: float
+    terms: Evaluation
 
 
 class _Descent:
     """One descent: the way in which its systems are solved, and the ridge that they needed."""
 
-    def __init__(self, options: Newton, objective: Objective, on_step: OnStep | None) -> None:
+    def __init__(
+        self, options: Newton, objective: Objective, on_step: OnStep | None, steps: int = 0
+    ) -> None:
         self.options = options
         self.objective = objective
         self.on_step = on_step
+        self.steps = steps
         self.evaluations = 0
-        self.system: _MatrixFree | _Matrix = _Matrix(objective)
+        self.system: MatrixFree | WithMatrix = WithMatrix(objective)
         if options.matrix_free:
-            self.system = _MatrixFree(objective)
+            self.system = MatrixFree(objective)
 
     def run(self, theta: Params, least_squares_first: bool) -> Solution:
         first = self.least_squares(theta) if least_squares_first else None
         point, steps = (self.at(theta), 0) if first is None else (first, 1)
+        steps += self.steps
         while math.isfinite(self.loss(point)):
             move = self.newton_move(point)
             if move is None:
@@ -118,7 +134,7 @@ class _Descent:
             if move.decrement <= self.options.tol:
                 point, decrement = self.polish(point, move)
                 return self.finish(point, Status.CONVERGED, steps, decrement)
-            if steps == self.options.max_steps:
+            if steps >= self.options.max_steps:
                 return self.finish(point, Status.MAX_STEPS, steps, move.decrement)
             lower = self.line_search(point, move) or self.majorised_step(point)
             if lower is None:
@@ -128,45 +144,44 @@ class _Descent:
 
     def at(self, theta: Params) -> _Point:
         self.evaluations += 1
-        return _Point(theta, self.objective.pixel_terms(self.objective.model.mv(theta)))
+        return _Point(theta, self.objective.evaluate(theta))
 
     def loss(self, point: _Point) -> float:
-        return self.objective.total(point.theta, point.terms) + self.system.ridge_value(point.theta)
+        return float(point.terms.loss) + self.system.ridge_value(point.theta)
 
     def gradient(self, point: _Point) -> Params:
-        ridge = self.system.ridge_gradient(point.theta)
-        return self.objective.gradient(point.theta, point.terms) + ridge
+        return point.terms.gradient + self.system.ridge_gradient(point.theta)
 
-    def newton_move(self, point: _Point) -> _Move | None:
+    def newton_move(self, point: _Point) -> Move | None:
         """The Newton step at ``point``."""
         curvature = point.terms.curvature
+        assert curvature is not None
         return self.ask(lambda system: system.newton_move(curvature, lambda: self.gradient(point)))
 
-    def ask(self, question: Callable[[_MatrixFree | _Matrix], _Answer | None]) -> _Answer | None:
+    def ask(self, question: Callable[[MatrixFree | WithMatrix], _Answer | None]) -> _Answer | None:
         """The answer of the system in use, or of the matrix from now on if it has none."""
         answer = question(self.system)
-        if answer is None and isinstance(self.system, _MatrixFree):
-            self.system = _Matrix(self.objective, fallback=True)
+        if answer is None and isinstance(self.system, MatrixFree):
+            self.system = WithMatrix(self.objective, fallback=True)
             answer = question(self.system)
         return answer
 
     def least_squares(self, start: Params) -> _Point | None:
         """The least squares solution with 1/sigma^2(I) as weights, if it beats ``start``."""
         o = self.objective
-        with torch.no_grad():
-            loss = float(o.loss(start))
+        loss = float(o.evaluate(start, curvature=False).loss)
         if not math.isfinite(loss):
             return None
         self.tell(0, loss, math.inf)
-        weight = torch.where(o.use, 1.0 / o.variance(o.target), 0.0)
-        rhs = o.model.rmv(weight * o.target)
+        weight = o.weights(lambda target, variance: 1.0 / variance)
+        rhs = o.model.rmv(o.weights(lambda target, variance: target / variance))
         theta = self.ask(lambda system: system.solve(weight, rhs))
         if theta is None:
             return None
         there = self.at(theta)
         return there if self.loss(there) < loss else None
 
-    def line_search(self, point: _Point, move: _Move) -> _Point | None:
+    def line_search(self, point: _Point, move: Move) -> _Point | None:
         loss, t = self.loss(point), 1.0
         for _ in range(25):
             trial = self.at(point.theta - t * move.step)
@@ -183,17 +198,16 @@ class _Descent:
         beyond c, where h is 0), and the step lowers the loss where Newton's does not.
         """
         o = self.objective
-        residual = torch.where(o.use, o.target - o.model.mv(point.theta), 0.0)
-        weight = torch.where(residual != 0, -point.terms.gradient / residual, 0.0).clamp(min=0.0)
+        weight = o.majoriser(point.theta)
         gradient = self.gradient(point)
-        step = _MatrixFree(o).solve(weight, gradient)
+        step = MatrixFree(o).solve(weight, gradient)
         if step is None:
-            step = _Matrix(o, fallback=True).solve(weight, gradient)
+            step = WithMatrix(o, fallback=True).solve(weight, gradient)
         if step is None:
             return None
-        return self.line_search(point, _Move(step, 0.5 * float(gradient @ step)))
+        return self.line_search(point, Move(step, 0.5 * float(gradient @ step)))
 
-    def polish(self, point: _Point, move: _Move) -> tuple[_Point, float]:
+    def polish(self, point: _Point, move: Move) -> tuple[_Point, float]:
         """Repeat the last step with the same system until P is exact or rounding stops it."""
         decrement = move.decrement
         for _ in range(_POLISH):
@@ -219,187 +233,10 @@ class _Descent:
         return Solution(
             point.theta,
             status,
-            self.objective.total(point.theta, point.terms),
+            float(point.terms.loss),
             steps,
             self.evaluations,
             decrement,
             findings=self.system.findings(),
+            system=self.system.system(),
         )
-
-
-class _MatrixFree:
-    """Newton systems solved by preconditioned conjugate gradients."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.dtype = objective.dtype
-        self.factor: Factor | None = None
-        self.curvature: Image | None = None
-        self.slow = False
-
-    def solve(self, weight: Image, rhs: Params) -> Params | None:
-        """H^-1 rhs for fixed weights, as far as a first step needs it."""
-        if not self.prepare(weight):
-            return None
-        result = self.iterate(rhs, _FIRST_TOL)
-        return result.solution if result.solved else None
-
-    def newton_move(self, curvature: Image, gradient: Callable[[], Params]) -> _Move | None:
-        if (self.factor is None or self.slow) and not self.prepare(curvature.abs()):
-            return None
-        rhs = gradient()
-        candidates = [curvature]
-        if (curvature < 0).any():
-            candidates.append(curvature.abs())
-        for candidate in candidates:
-            self.curvature = candidate.to(self.dtype)
-            result = self.iterate(rhs, _STEP_TOL)
-            if result.solved:
-                return _Move(result.solution, 0.5 * float(rhs @ result.solution))
-        return None
-
-    def repeat(self, gradient: Params) -> _Move:
-        step = self.iterate(gradient, _STEP_TOL).solution
-        return _Move(step, 0.5 * float(gradient @ step))
-
-    def estimate(self, gradient: Params) -> float:
-        """The decrement with the preconditioner in place of H."""
-        assert self.factor is not None
-        return 0.5 * float(gradient @ self.factor.solve(gradient))
-
-    def is_exact(self, decrement: float) -> bool:
-        """Whether what a decrement is left moves P by less than rounding matters."""
-        assert self.factor is not None
-        goal = 1e-8 if self.objective.dtype == torch.float32 else 1e-13
-        gradient = self.objective.model.scale_gradient()
-        sigma_p = math.sqrt(max(float(gradient @ self.factor.solve(gradient)), 0.0))
-        return math.sqrt(2.0 * max(decrement, 0.0)) * sigma_p < goal
-
-    def prepare(self, weight: Image) -> bool:
-        """Factor the preconditioner for these weights, in float64 if float32 is too coarse."""
-        for dtype, least_pivot in _LEAST_PIVOT.items():
-            if torch.finfo(dtype).bits < torch.finfo(self.dtype).bits:
-                continue
-            matrix = self.objective.preconditioner(weight.to(dtype))
-            self.factor = factorise(matrix, max_jitter=0.0, least_pivot=least_pivot)
-            if self.factor is not None:
-                self.dtype, self.curvature = dtype, weight.to(dtype)
-                return True
-        return False
-
-    def iterate(self, rhs: Params, tol: float) -> CGResult:
-        factor, curvature = self.factor, self.curvature
-        assert factor is not None
-        assert curvature is not None
-        result = conjugate_gradients(
-            lambda v: self.objective.hessian_product(curvature, v), rhs, factor, tol, _MAX_CG
-        )
-        self.slow = result.iterations > _SLOW_CG
-        return result
-
-    def ridge_value(self, theta: Params) -> float:
-        return 0.0
-
-    def ridge_gradient(self, theta: Params) -> float:
-        return 0.0
-
-    def findings(self) -> tuple[Finding, ...]:
-        return ()
-
-
-class _Matrix:
-    """Newton systems solved by factoring the normal matrix.
-
-    The factor is kept for the next step while that converges fast. A jitter that the matrix needs
-    stays in the objective as a ridge, lest the descent creep along undetermined directions.
-    """
-
-    def __init__(self, objective: Objective, fallback: bool = False) -> None:
-        self.objective = objective
-        self.fallback = fallback
-        # What was too hard without the matrix is too close to singular for a coarse one.
-        self.dtype = torch.float64 if fallback else objective.dtype
-        self.refined = False
-        self.jitter = 0.0
-        self.factor: Factor | None = None
-        self.previous = math.inf
-        self.ridge = torch.zeros(
-            objective.model.n_params, dtype=torch.float64, device=objective.target.device
-        )
-
-    def solve(self, weight: Image, rhs: Params) -> Params | None:
-        """H^-1 rhs for fixed weights."""
-        factor = self.factorise(weight, self.dtype, 0.0)
-        factor = factor or self.factorise(weight, torch.float64, 1e-6)
-        return None if factor is None else factor.solve(rhs)
-
-    def newton_move(self, curvature: Image, gradient: Callable[[], Params]) -> _Move | None:
-        if self.factor is not None:
-            move = self.repeat(gradient())
-            if move.decrement <= _CHORD_DROP * self.previous:
-                self.previous = move.decrement
-                return move
-        self.factor = self.positive_definite(curvature)
-        if self.factor is None:
-            return None
-        move = self.repeat(gradient())  # with the ridge, if there is one now
-        self.previous = move.decrement
-        return move
-
-    def repeat(self, gradient: Params) -> _Move:
-        assert self.factor is not None
-        step = self.factor.solve(gradient)
-        return _Move(step, 0.5 * float(gradient @ step))
-
-    def estimate(self, gradient: Params) -> float:
-        return self.repeat(gradient).decrement
-
-    def is_exact(self, decrement: float) -> bool:
-        return False  # a step more costs little: go on until rounding stops it
-
-    def positive_definite(self, curvature: Image) -> Factor | None:
-        """A factor of the Hessian or of the nearest safe matrix: exact h, |h|, and then a ridge."""
-        candidates = [curvature]
-        if (curvature < 0).any():
-            candidates.append(curvature.abs())
-        for candidate in candidates:
-            for dtype in dict.fromkeys((self.dtype, torch.float64)):
-                factor = self.factorise(candidate, dtype, max_jitter=0.0)
-                if factor is not None:
-                    return factor
-        return self.factorise(candidates[-1], torch.float64, max_jitter=1e-6)
-
-    def factorise(self, weight: Image, dtype: torch.dtype, max_jitter: float) -> Factor | None:
-        """Factor A' diag(weight) A; jitter that it needs stays in the objective as a ridge."""
-        matrix = self.objective.hessian(weight, dtype) + torch.diag(self.ridge)
-        factor = factorise(matrix, max_jitter)
-        if factor is not None:
-            self.refined |= dtype != self.dtype
-            self.jitter = max(self.jitter, factor.jitter)
-            self.ridge = self.ridge + factor.jitter * matrix.diagonal()
-        return factor
-
-    def ridge_value(self, theta: Params) -> float:
-        return 0.5 * float(self.ridge @ theta**2)
-
-    def ridge_gradient(self, theta: Params) -> Params:
-        return self.ridge * theta
-
-    def findings(self) -> tuple[Finding, ...]:
-        if self.jitter:
-            return (singular_finding(self.jitter),)
-        if self.refined:
-            finding = Finding(
-                "float64-matrix",
-                f"The normal matrix was too close to singular for {self.objective.dtype} and was "
-                "computed in float64.",
-            )
-        elif self.fallback:
-            finding = Finding(
-                "matrix-computed",
-                "The fit could not be solved without the normal matrix, which was computed; this "
-                "takes longer and is as exact.",
-            )
-        else:
-            return ()
-        return (finding,)

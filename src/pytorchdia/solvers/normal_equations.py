@@ -59,6 +59,7 @@ class NormalEquations(Solver):
                 f"NormalEquations is least squares and knows only the Gaussian likelihood, got "
                 f"{objective.likelihood}; use Newton for a robust loss."
             )
+        objective = replace(objective, target=objective.target.to(torch.float64))
         everything = objective.use
         model = objective.target if theta0 is None else objective.model.mv(theta0)
         clipped = torch.zeros_like(everything)
@@ -79,8 +80,8 @@ class NormalEquations(Solver):
             theta = theta + factor.solve(rhs - objective.hessian_product(weight, theta))
             model = objective.model.mv(theta)
             if on_step is not None:
-                on_step(Step(number, float(objective.loss(theta)), f"{self.iterations} rounds"))
-        loss = float(objective.loss(theta))
+                on_step(Step(number, _loss(objective, theta), f"{self.iterations} rounds"))
+        loss = _loss(objective, theta)
         findings = [singular_finding(jitter)] if jitter else []
         share = float(clipped.sum()) / max(int(everything.sum()), 1)
         if share > _MANY_CLIPPED:
@@ -102,3 +103,7 @@ class NormalEquations(Solver):
             clipped=clipped if bool(clipped.any()) else None,
             findings=tuple(findings),
         )
+
+
+def _loss(objective: Objective, theta: Params) -> float:
+    return float(objective.evaluate(theta, curvature=False).loss)

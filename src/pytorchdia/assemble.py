@@ -1,0 +1,237 @@
+"""From a solution to what the user gets: the images, the diagnostics, the findings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arrays import Flags
+from .correlate import Correlator
+from .errors import Finding
+from .fisher import Uncertainty
+from .frame import Flag, Frame, with_flag
+from .metrics import robust_scale, sample
+from .noise import NoiseModel
+from .objective import Objective
+from .solvers import Solution
+from .subtraction import Background, Diagnostics, Subtraction
+from .verdict import findings_of_fit
+
+__all__ = ["Pair", "assemble"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two frames that are to be subtracted, and what has been decided about them.
+
+    Attributes
+    ----------
+    target, reference : Frame
+    flags : Flags
+        Of the target, with the border and the footprints of bad reference pixels, (h, w).
+    level : float
+        Taken off the reference [ADU].
+    noise : NoiseModel
+        Of the target.
+    reference_noise : NoiseModel or None
+    findings : tuple of Finding
+        About the noise.
+    """
+
+    target: Frame
+    reference: Frame
+    flags: Flags = field(repr=False)
+    level: float
+    noise: NoiseModel
+    reference_noise: NoiseModel | None
+    findings: tuple[Finding, ...]
+
+
+def assemble(
+    pair: Pair, objective: Objective, solution: Solution, errors: Uncertainty
+) -> Subtraction:
+    """The subtraction of one pair, but for its settings and its wall time."""
+    model, theta, flags = objective.model, solution.theta, pair.flags
+    if solution.clipped is not None:
+        flags = with_flag(flags, solution.clipped.to(flags.device), Flag.CLIPPED)
+    images, residuals, findings = _images_in_range(pair, objective, theta)
+    modelled = (flags & Flag.no_model()) == 0
+    has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
+    has_data &= torch.isfinite(images.variance) & (images.variance > 0)
+    images.difference.masked_fill_(~has_data, 0.0)
+    images.variance.masked_fill_(~has_data, torch.inf)
+    images.model.masked_fill_(~modelled, 0.0)
+    flags = with_flag(flags, ~has_data & (flags == 0), Flag.BAD_VARIANCE)
+    sky_scale = _sky_scale(images, flags)
+    n_k, coefficients = model.kernel.n_params, theta.cpu().numpy()
+    covariance = None if errors.covariance is None else errors.covariance.cpu().numpy()
+    return Subtraction(
+        difference=images.difference.numpy(),
+        variance=images.variance.numpy(),
+        mask=(flags != 0).numpy(),
+        flags=flags.numpy(),
+        model=images.model.numpy(),
+        kernel=model.kernel_image(theta).cpu().numpy(),
+        kernel_covariance=None if covariance is None else covariance[:n_k, :n_k],
+        covariance=covariance,
+        scale=float(model.scale(theta)),
+        scale_error=errors.scale,
+        background=Background(
+            coefficients[n_k:],
+            np.array(errors.background),
+            model.background.exponents,
+            model.shape,
+        ),
+        status=solution.status,
+        findings=(
+            *pair.target.findings, *pair.reference.findings, *pair.findings, *solution.findings,
+            *errors.findings, *findings,
+            *findings_of_fit(objective, solution, errors, sky_scale),
+        ),
+        diagnostics=_diagnostics(pair, objective, solution, residuals, sky_scale),
+        settings=_settings(pair, objective),
+        header=pair.target.meta,
+        wcs=pair.target.wcs,
+        unit=pair.target.unit,
+    )  # fmt: skip
+
+
+class _Images(NamedTuple):
+    """Difference, variance and model, (h, w), on the CPU, before the flags are applied."""
+
+    difference: Tensor
+    variance: Tensor
+    model: Tensor
+
+
+@dataclass
+class _Residuals:
+    """Sums over the used pixels of z = (I - M) / sigma."""
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, z: Tensor) -> None:
+        self.n += z.numel()
+        self.total += float(z.sum())
+        self.squares += float((z * z).sum())
+
+    @property
+    def mean(self) -> float:
+        """MFB, eq 29."""
+        return self.total / self.n
+
+    @property
+    def variance(self) -> float:
+        """MFV, eq 30."""
+        return (self.squares - self.n * self.mean**2) / (self.n - 1)
+
+
+def _images_in_range(
+    pair: Pair, objective: Objective, theta: Tensor
+) -> tuple[_Images, _Residuals, tuple[Finding, ...]]:
+    """The images in the dtype of the fit; in float64 if their variances need its range."""
+    images, residuals, (low, high) = _images(pair, objective, theta, objective.dtype)
+    if objective.dtype == torch.float64 or not low < high or (low > 1e-36 and high < 1e36):
+        return images, residuals, ()
+    images, residuals, _ = _images(pair, objective, theta, torch.float64)
+    finding = Finding(
+        "float64-images",
+        f"The variances lie between {low:.1e} and {high:.1e}, beyond the range of float32; the "
+        "images are float64.",
+    )
+    return images, residuals, (finding,)
+
+
+def _images(
+    pair: Pair, objective: Objective, theta: Tensor, dtype: torch.dtype
+) -> tuple[_Images, _Residuals, tuple[float, float]]:
+    """Difference, variance and model; and the least and the largest variance."""
+    model, tiling = objective.model, objective.model.correlator.tiling
+    images = _Images(*(torch.zeros(model.shape, dtype=dtype) for _ in range(3)))
+    through = _reference_variance(pair, objective, theta, dtype)
+    residuals, low, high = _Residuals(), math.inf, 0.0
+    for i, (tiles, values) in enumerate(model.models(theta)):
+        variance = objective.noise_of(i).variance(values)
+        difference = model.part(objective.target, i) - values
+        use = model.part(objective.use, i)
+        residuals.add((difference * variance.rsqrt())[use])
+        if through is not None:
+            correlator, spectrum = through
+            variance = variance + correlator.forward(spectrum, tiles).clamp(min=0.0)
+        good = torch.isfinite(variance) & (variance > 0)
+        low = min(low, float(torch.where(good, variance, torch.inf).min()))
+        high = max(high, float(torch.where(good, variance, 0.0).max()))
+        for image, part in zip(images, (difference, variance, values), strict=True):
+            tiling.paste(part.to(device="cpu", dtype=dtype), tiles, image)
+    return images, residuals, (low, high)
+
+
+def _reference_variance(
+    pair: Pair, objective: Objective, theta: Tensor, dtype: torch.dtype
+) -> tuple[Correlator, Tensor] | None:
+    """The reference's noise, ready to go through the kernel: K^2 (x) sigma_R^2 [ADU^2]."""
+    if pair.reference_noise is None:
+        return None
+    model = objective.model
+    data = pair.reference.data.to(dtype)
+    sigma2 = torch.where(pair.reference.mask, 0.0, pair.reference_noise.variance(data))
+    correlator = Correlator(sigma2, model.kernel.half_shape, device=model.device)
+    kernel = model.kernel_image(theta).to(dtype) ** 2
+    return correlator, correlator.kernel_spectrum(kernel)
+
+
+def _sky_scale(images: _Images, flags: Flags) -> float:
+    """Robust scale of difference / error over the darker half of the used pixels."""
+    used = sample(flags) == 0
+    difference, variance, model = (sample(image)[used] for image in images)
+    if not len(model):
+        return math.nan
+    dark = model <= model.median()
+    return robust_scale((difference / variance.sqrt())[dark])
+
+
+def _diagnostics(
+    pair: Pair,
+    objective: Objective,
+    solution: Solution,
+    residuals: _Residuals,
+    sky_scale: float,
+) -> Diagnostics:
+    freedom = max(objective.n_data - objective.model.n_params, 1)
+    return Diagnostics(
+        loss=solution.loss,
+        steps=solution.steps,
+        evaluations=solution.evaluations,
+        decrement=solution.decrement,
+        mfb=residuals.mean,
+        mfv=residuals.variance,
+        reduced_chi_square=residuals.squares / freedom,
+        residual_scale=sky_scale,
+        n_pixels=objective.n_data,
+        n_parameters=objective.model.n_params,
+        reference_background=pair.level,
+        reference_noise=pair.reference_noise is not None,
+        seconds=0.0,
+        device=str(objective.model.device),
+        dtype=str(objective.dtype).removeprefix("torch."),
+    )
+
+
+def _settings(pair: Pair, objective: Objective) -> dict[str, Any]:
+    return {
+        "target": pair.target.name,
+        "reference": pair.reference.name,
+        "kernel": repr(objective.model.kernel),
+        "background": repr(objective.model.background),
+        "noise": repr(pair.noise),
+        "likelihood": repr(objective.likelihood),
+        "penalty": repr(objective.penalty),
+        "reference noise": repr(pair.reference_noise),
+    }
