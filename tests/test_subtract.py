@@ -250,7 +250,7 @@ def test_public_names():
         "AdamLBFGS", "CCDNoise", "DeltaKernel", "EMCCDNoise", "Finding", "FixedVariance", "Flag",
         "Frame", "Gaussian", "Huber", "InputError", "LaplacianPenalty", "Likelihood", "Newton",
         "NoiseModel", "NormalEquations", "PolynomialBackground", "PyTorchDIAError",
-        "PyTorchDIAWarning", "Status", "StudentT", "Subtraction", "as_frame", "choose_kernel",
+        "PyTorchDIAWarning", "Status", "StudentT", "Subtraction", "SubtractionStack", "as_frame", "choose_kernel",
         "subtract",
     ]  # fmt: skip
     for name in pytorchdia.__all__:

@@ -13,7 +13,7 @@ from .noise import CCDNoise, EMCCDNoise, FixedVariance, NoiseModel
 from .penalty import LaplacianPenalty
 from .solvers import AdamLBFGS, Newton, NormalEquations
 from .subtract import subtract
-from .subtraction import Subtraction
+from .subtraction import Subtraction, SubtractionStack
 
 __version__ = _version("pytorchdia")
 
@@ -40,6 +40,7 @@ __all__ = [
     "Status",
     "StudentT",
     "Subtraction",
+    "SubtractionStack",
     "as_frame",
     "choose_kernel",
     "subtract",

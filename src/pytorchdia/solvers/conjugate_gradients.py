@@ -66,13 +66,14 @@ def conjugate_gradients(
         curvature = _dot(direction, image)
         failed = failed | (active & ~(curvature > 0))
         active = active & ~failed
-        step = torch.where(active, size / curvature, 0.0)[..., None]
-        solution = solution + step * direction
-        residual = residual - step * image
+        step, moving = (size / curvature)[..., None], active[..., None]
+        solution = torch.where(moving, solution + step * direction, solution)
+        residual = torch.where(moving, residual - step * image, residual)
         scaled = preconditioner.solve(residual)
         previous, size = size, torch.where(active, _dot(residual, scaled), size)
-        direction = scaled + (size / previous)[..., None] * direction
         active = active & (size > tol**2 * first)
+        onward = scaled + (size / previous)[..., None] * direction
+        direction = torch.where(active[..., None], onward, 0.0)
     reduction = torch.where(first > 0, size / first, 0.0).clamp(min=0.0).sqrt()
     return CGResult(solution, iteration, ~(failed | active), residual, reduction)
 

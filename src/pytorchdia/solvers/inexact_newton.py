@@ -116,13 +116,10 @@ class _Descent:
             self.least_squares()
         else:
             self.theta, self.begun = start, True
-        previous = math.inf
         while bool(self.active.any()):
             near = self.is_near()
             dtype = torch.float64 if near else self.dtype
-            # Near the minimum h is computed once more, and again only if the steps shrink slowly.
-            slow = self.largest_decrement() > _SLOW * previous
-            e = self.evaluate(dtype, curvature=slow or not near or not self.curvature)
+            e = self.evaluate(dtype)
             self.check(e, dtype)
             if dtype == torch.float64:
                 self.release(e)
@@ -130,7 +127,6 @@ class _Descent:
                 self.hand_back(self.active)
             if not bool(self.active.any()):
                 break
-            previous = self.largest_decrement()
             self.step(e, _NEAR_TOL if near else _FAR_TOL)
             self.shrink()
 
@@ -148,14 +144,14 @@ class _Descent:
         self.curvature = []
         self.steps, self.begun = 1, True
 
-    def evaluate(self, dtype: torch.dtype, curvature: bool) -> Evaluation:
-        """Loss, gradient and perhaps curvature where the pairs stand now."""
+    def evaluate(self, dtype: torch.dtype) -> Evaluation:
+        """Loss, gradient and curvature where the pairs stand now."""
         self.evaluations += 1
-        e = self.objective.evaluate(self.theta, dtype, curvature)
-        if e.curvature is not None:
-            self.curvature = self.cast(e.curvature)
-            if self.factor is None:
-                self.prepare()
+        e = self.objective.evaluate(self.theta, dtype)
+        assert e.curvature is not None
+        self.curvature = self.cast(e.curvature)
+        if self.factor is None:
+            self.prepare()
         return e
 
     def check(self, e: Evaluation, dtype: torch.dtype) -> None:
