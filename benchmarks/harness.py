@@ -189,7 +189,9 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [s.split(":")[1].strip() for s in info.read_text().splitlines() if "model name" in s]
+        names = [
+            s.split(":")[1].strip() for s in info.read_text().splitlines() if "model name" in s
+        ]
         cpu = names[0] if names else cpu
     return {
         "pytorchdia": __version__,

@@ -75,7 +75,10 @@ def measure(images: Images, n: int, arguments: argparse.Namespace) -> list[dict[
     for name, each in times.items():
         row = {"image": n, "kernel": size, "seed": arguments.seed, "contender": name}
         row |= statistics_of(each)
-        row |= {"over_pytorchdia": row["median_s"] / first, "ns_per_pixel": 1e9 * row["median_s"] / n**2}
+        row |= {
+            "over_pytorchdia": row["median_s"] / first,
+            "ns_per_pixel": 1e9 * row["median_s"] / n**2,
+        }
         rows.append(row)
     if n <= 2000:
         exact = ours(images, size, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """The paper's own algorithm, Adam then L-BFGS, with each of its options, against Newton.
 
-    python benchmarks/paper_algorithm.py --image 142
+python benchmarks/paper_algorithm.py --image 142
 """
 
 from __future__ import annotations

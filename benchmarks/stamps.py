@@ -28,20 +28,21 @@ def main() -> None:
         pairs = [make_pair(arguments.image, 100 + i % 64) for i in range(count)]
         references = np.stack([p.reference for p in pairs])
         targets = np.stack([p.target for p in pairs])
-        options = {"device": arguments.device}
         named = {
             "own references": lambda t=targets, r=references: ours(
-                Images(r, t), arguments.kernel, **options
+                Images(r, t), arguments.kernel, device=arguments.device
             ),
             "one reference": lambda t=targets, r=references: ours(
-                Images(r[0], np.broadcast_to(t[:1], t.shape)), arguments.kernel, **options
+                Images(r[0], np.broadcast_to(t[:1], t.shape)),
+                arguments.kernel,
+                device=arguments.device,
             ),
         }
         if count <= 64:
-            named["loop"] = lambda p=pairs: [ours(i, arguments.kernel, **options) for i in p]
-        times = take_turns(
-            {name: clocked(run) for name, run in named.items()}, arguments.repeat
-        )
+            named["loop"] = lambda p=pairs: [
+                ours(i, arguments.kernel, device=arguments.device) for i in p
+            ]
+        times = take_turns({name: clocked(run) for name, run in named.items()}, arguments.repeat)
         for name, each in times.items():
             row = {"pairs": count, "image": arguments.image, "contender": name}
             row |= statistics_of(each)

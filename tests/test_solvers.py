@@ -23,10 +23,10 @@ from pytorchdia import (
     StudentT,
 )
 from pytorchdia.image_model import ImageModel
-from pytorchdia.linalg import factorise
+from pytorchdia.linalg import cholesky, factorise
 from pytorchdia.objective import Objective
 from pytorchdia.simulate import Stars, render_gaussian, simulate_pair
-from pytorchdia.solvers import flat_start, gaussian_start
+from pytorchdia.solvers import ConvolutionLayer, flat_start, gaussian_start
 from pytorchdia.solvers.conjugate_gradients import conjugate_gradients
 from pytorchdia.testing import example_objective
 
@@ -306,6 +306,79 @@ def test_adam_may_start_from_a_gaussian_kernel():
     o = objective_of(pair, CCDNoise(5.0))
     flat, gaussian = AdamLBFGS().solve(o), AdamLBFGS(start_sigma=pair.phi_k).solve(o)
     assert gaussian.loss == pytest.approx(flat.loss, abs=1e-2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_convolution_layer_of_the_paper_ends_where_the_transforms_do(compiled, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "compile", lambda f: used.append(f) or f)  # no compiler needed here
+    pair = simulate_pair(22, (60, 52))
+    o = objective_of(pair, CCDNoise(5.0), dtype=torch.float32)
+    layer = ConvolutionLayer(benchmark=True, deterministic=True, compile=compiled)
+    direct, quick = AdamLBFGS(layer=layer).solve(o), AdamLBFGS().solve(o)
+    assert direct.loss == pytest.approx(quick.loss, abs=0.05)
+    assert len(used) == compiled
+
+
+def test_autocast_convolves_more_coarsely_and_is_refused_for_other_types():
+    pair = simulate_pair(22, (60, 52))
+    o = objective_of(pair, CCDNoise(5.0), dtype=torch.float32)
+    layer = ConvolutionLayer(autocast=torch.bfloat16)
+    theta = Newton().solve(o).theta.float()
+    coarse, fine = float(layer.loss_of(o)(theta)), float(o.loss(theta))
+    assert 0 < abs(coarse - fine) < 0.2 * abs(fine)
+    with pytest.raises(InputError, match="autocast must be"):
+        ConvolutionLayer(autocast=torch.float64)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+@pytest.mark.parametrize("make_noise", NOISES.values(), ids=NOISES)
+def test_one_pass_gives_loss_and_gradient_of_the_slow_twin(make_noise, likelihood):
+    pair = simulate_pair(30, (50, 44))
+    o = objective_of(pair, make_noise(pair), likelihood, degree=1)
+    theta = Newton().solve(o).theta.requires_grad_(True)
+    loss = o.loss(theta)
+    (gradient,) = torch.autograd.grad(loss, theta)
+    for dtype, tol in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        e = o.evaluate(theta.detach(), dtype)
+        assert float(e.loss) == pytest.approx(float(loss.detach()), rel=tol)
+    e = o.evaluate(theta.detach())
+    scale = float(o.evaluate(flat_start(o)).gradient.norm())
+    assert float((e.gradient - gradient).norm()) < 1e-11 * scale
+
+
+def test_a_close_preconditioner_is_closer():
+    pair = simulate_pair(5, (200, 180))
+    o = objective_of(pair, CCDNoise(5.0), size=11)
+    e = o.evaluate(Newton().solve(o).theta)
+    vector = e.gradient + 1.0
+    counts = []
+    for matrix in (o.preconditioner(e.curvature), o.close_preconditioner(e.curvature)):
+        result = conjugate_gradients(
+            lambda v: o.hessian_product(e.curvature, v), vector, factorise(matrix), 1e-6, 200
+        )
+        assert bool(result.solved)
+        counts.append(result.iterations)
+    assert counts[1] < counts[0]
+
+
+def test_systems_of_a_stack_are_solved_each_to_its_own_goal():
+    generator = torch.Generator().manual_seed(2)
+    root = torch.randn(6, 20, 20, generator=generator, dtype=torch.float64)
+    spread = torch.logspace(0, 3, 6, dtype=torch.float64)[:, None, None]  # from easy to hard
+    matrix = root @ root.mT + spread * torch.diag(torch.linspace(1, 9, 20, dtype=torch.float64))
+    rhs = torch.randn(6, 20, generator=generator, dtype=torch.float64)
+    rhs[4] = 0.0
+    unit, _ = cholesky(torch.eye(20, dtype=torch.float64).expand(6, 20, 20), 1e-9)
+    for factor in (unit, unit.with_quick()):
+        result = conjugate_gradients(
+            lambda v: (matrix @ v[..., None])[..., 0], rhs, factor, 1e-9, 400,
+            lambda rows: lambda v: (matrix[rows] @ v[..., None])[..., 0],
+        )  # fmt: skip
+        assert result.solved.all()
+        torch.testing.assert_close(
+            (matrix @ result.solution[..., None])[..., 0], rhs, rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_what_does_not_go_together_is_refused(pairs):
         subtract(np.zeros((0, 60, 66)), references[0], **OPTIONS)
     constant = targets.copy()
     constant[4] = 7.0
-    with pytest.raises(FlatImageError, match="Pair 4 of the stack: The target .* is constant"):
+    with pytest.raises(FlatImageError, match=r"Pair 4 of the stack: The target .* is constant"):
         subtract(constant, references, **OPTIONS)
 
 

@@ -250,8 +250,8 @@ def test_public_names():
         "AdamLBFGS", "CCDNoise", "DeltaKernel", "EMCCDNoise", "Finding", "FixedVariance", "Flag",
         "Frame", "Gaussian", "Huber", "InputError", "LaplacianPenalty", "Likelihood", "Newton",
         "NoiseModel", "NormalEquations", "PolynomialBackground", "PyTorchDIAError",
-        "PyTorchDIAWarning", "Status", "StudentT", "Subtraction", "SubtractionStack", "as_frame", "choose_kernel",
-        "subtract",
+        "PyTorchDIAWarning", "Status", "StudentT", "Subtraction", "SubtractionStack",
+        "as_frame", "choose_kernel", "subtract",
     ]  # fmt: skip
     for name in pytorchdia.__all__:
         assert getattr(pytorchdia, name).__doc__

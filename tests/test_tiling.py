@@ -73,9 +73,7 @@ def test_products_by_tiles_equal_those_of_the_whole_frame(shape, size, degree, k
     assert torch.equal(model.assembled(tiled), weight)
     expected = model.gram(weight) @ theta
     for form in (weight, tiled):
-        torch.testing.assert_close(
-            model.gram_product(form, theta), expected, rtol=1e-10, atol=1e-7
-        )
+        torch.testing.assert_close(model.gram_product(form, theta), expected, rtol=1e-10, atol=1e-7)
 
 
 def test_a_stack_of_parameters_and_references_gives_what_a_loop_gives():

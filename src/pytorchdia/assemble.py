@@ -62,11 +62,13 @@ def assemble(
     images, residuals, findings = _images_in_range(pair, objective, theta)
     modelled = (flags & Flag.no_model()) == 0
     has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
-    has_data &= torch.isfinite(images.variance) & (images.variance > 0)
-    images.difference.masked_fill_(~has_data, 0.0)
-    images.variance.masked_fill_(~has_data, torch.inf)
+    has_data &= (images.variance > 0) & (images.variance < torch.inf)
+    no_data = ~has_data
+    images.difference.masked_fill_(no_data, 0.0)
+    images.variance.masked_fill_(no_data, torch.inf)
     images.model.masked_fill_(~modelled, 0.0)
-    flags = with_flag(flags, ~has_data & (flags == 0), Flag.BAD_VARIANCE)
+    spoilt = no_data & (flags == 0)
+    flags = with_flag(flags, spoilt, Flag.BAD_VARIANCE) if bool(spoilt.any()) else flags
     sky_scale = _sky_scale(images, flags)
     n_k, coefficients = model.kernel.n_params, theta.cpu().numpy()
     covariance = None if errors.covariance is None else errors.covariance.cpu().numpy()

@@ -108,6 +108,7 @@ def subtract(
     covariance: o.Covariance = True,
     device: o.Device = "auto",
     dtype: o.Dtype = DtypeName.FLOAT32,
+    max_memory: o.MaxMemory = None,
 ) -> None:
     """Subtract the matched REFERENCE from TARGET and write the difference with its error map.
 
@@ -148,7 +149,8 @@ def subtract(
             target_frame, reference_frame, kernel=kernel,
             background=PolynomialBackground(background_degree), noise=noise, likelihood=loss,
             penalty=penalty, solver=chosen_solver, reference_background=reference_background,
-            covariance=covariance, device=device, dtype=dtype.dtype, on_step=on_step,
+            covariance=covariance, device=device, dtype=dtype.dtype, max_memory=max_memory,
+            on_step=on_step,
         )  # fmt: skip
     assert isinstance(result, Subtraction)  # two paths make one pair
     written = [result.write(output, overwrite=overwrite)]
@@ -222,7 +224,7 @@ def _wrong_usage(error: Any) -> int:
 def _last_resort(error: Exception) -> int:
     text = str(error).split("\n")[0]
     if isinstance(error, MemoryError) or "memory" in text.lower():
-        hint = "use a smaller kernel, --no-covariance or --device cpu"
+        hint = "use --max-memory, a smaller kernel, --no-covariance or --device cpu"
         return _fail(3, f"There is not enough memory for this fit ({text}); {hint}.")
     return _fail(
         1,

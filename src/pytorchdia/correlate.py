@@ -7,6 +7,7 @@ the only file that knows that orientation, besides :meth:`ImageModel.mv_direct
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -45,6 +46,9 @@ class Correlator:
     _kept: dict[tuple[int, torch.dtype], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _kept_waves: dict[torch.dtype, tuple[Tensor, Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @cached_property
     def tiling(self) -> Tiling:
@@ -60,8 +64,9 @@ class Correlator:
 
     def kernel_spectrum(self, kernel: Tensor) -> Tensor:
         """The transform of a kernel (..., ky, kx) as :meth:`forward` needs it."""
-        spectrum: Tensor = torch.fft.rfft2(kernel, s=self.tiling.fft).conj()
-        return spectrum.resolve_conj().unsqueeze(-3)
+        rows, columns, _ = self._waves(kernel.dtype)
+        spectrum = rows @ kernel.to(rows.dtype) @ columns
+        return spectrum.unsqueeze(-3)
 
     def forward(self, kernel_spectrum: Tensor, tiles: slice) -> Tensor:
         """The correlation at the pixels of some tiles, (..., tile, row, column)."""
@@ -86,9 +91,37 @@ class Correlator:
 
     def lags(self, total: Tensor) -> Tensor:
         """sum_ij values[i, j] image[i + l, j + m] for every lag of the box, (..., ky, kx)."""
-        n_y, n_x = self.half_shape
-        lags: Tensor = torch.fft.irfft2(total.sum(dim=-3), s=self.tiling.fft)
-        return lags[..., : 2 * n_y + 1, : 2 * n_x + 1]
+        rows, _, columns = self._waves(total.real.dtype)
+        lags: Tensor = (rows.mT @ total.sum(dim=-3) @ columns).real
+        return lags
+
+    def _waves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The few waves that a small box needs, in place of transforms of mostly zeros.
+
+        e^{+2 pi i y k / f_y} (f_y, ky); the same for x (kx, f_x / 2 + 1); and for the way back
+        (f_x / 2 + 1, kx), where each column stands for two, and with the norm.
+        """
+        if dtype not in self._kept_waves:
+            (f_y, f_x), (n_y, n_x) = self.tiling.fft, self.half_shape
+            half = f_x // 2 + 1
+            waves = []
+            for length, count, n in ((f_y, f_y, n_y), (f_x, half, n_x)):
+                turns = torch.outer(torch.arange(count), torch.arange(2 * n + 1)) % length
+                angle = turns.to(torch.float64) * (2.0 * math.pi / length)
+                waves.append(torch.polar(torch.ones_like(angle), angle))
+            weight = torch.full((half, 1), 2.0 / (f_y * f_x), dtype=torch.float64)
+            weight[0] /= 2.0
+            if f_x % 2 == 0:
+                weight[-1] /= 2.0
+            kind = torch.complex64 if dtype == torch.float32 else torch.complex128
+            device = self.image.device if self.device is None else self.device
+            rows, columns = waves
+            self._kept_waves[dtype] = (
+                rows.to(device, kind),
+                columns.mT.contiguous().to(device, kind),
+                (weight * columns).to(device, kind),
+            )
+        return self._kept_waves[dtype]
 
     def _spectrum(self, tiles: slice, dtype: torch.dtype) -> Tensor:
         key = (tiles.start, dtype)

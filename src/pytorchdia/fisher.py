@@ -9,12 +9,18 @@ import torch
 
 from .arrays import Matrix, Params, Tiled
 from .errors import Finding
-from .linalg import cholesky, factorise
+from .linalg import Factor, cholesky, factorise
 from .objective import Objective
 from .solvers import System
 from .solvers.conjugate_gradients import conjugate_gradients
 
-__all__ = ["Uncertainty", "fisher_information", "uncertainty", "validity_findings"]
+__all__ = [
+    "Uncertainty",
+    "fisher_information",
+    "uncertainties_of_stack",
+    "uncertainty",
+    "validity_findings",
+]
 
 _LEAST_PIVOT = 1e-4  # of an information matrix whose float32 products are good enough
 _CG_TOL = 3e-4  # residual of the systems for single errors; it enters an error squared
@@ -128,6 +134,42 @@ def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
         )
         findings += (finding,)
     return covariance, findings
+
+
+def uncertainties_of_stack(
+    objective: Objective, systems: list[System | None]
+) -> list[Uncertainty | None]:
+    """Errors of P and of the background for each pair of a stack, side by side.
+
+    None for a pair whose solver left no :class:`~pytorchdia.solvers.System`, or whose systems could
+    not be solved: :func:`uncertainty` does what is needed there.
+    """
+    found: list[Uncertainty | None] = [None] * len(systems)
+    rows = [i for i, system in enumerate(systems) if system is not None]
+    usable = [system for system in systems if system is not None]
+    if len({part.dtype for system in usable for part in system.curvature}) != 1:
+        return found
+    some = objective if len(rows) == len(systems) else objective[torch.tensor(rows)]
+    parts = zip(*(system.curvature for system in usable), strict=True)
+    curvature = [torch.stack(part) for part in parts]
+    factors = [system.factor for system in usable]
+    quick = [factor.quick for factor in factors if factor.quick is not None]
+    factor = Factor(
+        torch.stack([factor.lower for factor in factors]),
+        torch.stack([factor.scale for factor in factors]),
+        0.0,
+        torch.stack(quick) if len(quick) == len(factors) else None,
+    )
+    gradients = torch.stack(_gradients(objective))[:, None].expand(-1, len(rows), -1)
+    result = conjugate_gradients(
+        lambda v: some.hessian_product(curvature, v), gradients, factor, _CG_TOL, 200
+    )
+    variances = (gradients * result.solution).sum(dim=-1).tolist()
+    for k, i in enumerate(rows):
+        if bool(result.solved[:, k].all()):
+            scale, *background = (_error(variance[k]) for variance in variances)
+            found[i] = Uncertainty(scale, tuple(background), None, ())
+    return found
 
 
 def _without_matrix(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,22 +19,39 @@ class Factor:
     """Cholesky factor of a matrix scaled to a unit diagonal, ``jitter`` added to that diagonal.
 
     ``lower`` is (..., p, p) and ``scale`` (..., p): one matrix, or one for each pair of a stack.
+    ``quick`` may hold the inverse of the scaled matrix in float32, for preconditioners: a product
+    with it reads a quarter of the memory that two triangular solutions do, which is what counts for
+    a stack.
     """
 
     lower: Matrix
     scale: Tensor
     jitter: float
+    quick: Matrix | None = None
 
     def __getitem__(self, item: int | Tensor) -> Factor:
         """The factor of one matrix of a stack, or of some of them."""
-        return Factor(self.lower[item], self.scale[item], self.jitter)
+        quick = None if self.quick is None else self.quick[item]
+        return Factor(self.lower[item], self.scale[item], self.jitter, quick)
+
+    def with_quick(self) -> Factor:
+        """The same with its inverse at hand."""
+        return replace(self, quick=torch.cholesky_inverse(self.lower))
 
     def solve(self, rhs: Tensor) -> Tensor:
         """H^-1 rhs for vectors (..., p)."""
-        scaled = (self.scale * rhs).unsqueeze(-1)
-        half = torch.linalg.solve_triangular(self.lower, scaled, upper=False)
+        if rhs.ndim == self.lower.ndim:  # several sides of each system: (sides, ..., p)
+            rows = (self.scale * rhs).movedim(0, -2)
+            return self.scale * self._solve(rows).movedim(-2, 0)
+        return self.scale * self._solve((self.scale * rhs).unsqueeze(-2)).squeeze(-2)
+
+    def _solve(self, rows: Tensor) -> Tensor:
+        """The scaled systems, for (..., sides, p)."""
+        if self.quick is not None:  # symmetric: from the left it is read along its rows
+            return rows @ self.quick
+        half = torch.linalg.solve_triangular(self.lower, rows.mT, upper=False)
         whole: Tensor = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
-        return self.scale * whole.squeeze(-1)
+        return whole.mT
 
     def inverse(self) -> Matrix:
         """H^-1, (p, p), symmetric to the last bit."""

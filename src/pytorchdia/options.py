@@ -204,6 +204,14 @@ Covariance = Annotated[
         rich_help_panel=_FIT,
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Working memory that the fit may take, such as 4GB; with less it computes more anew. "
+        "All that is free on a GPU, no limit on a CPU, if absent.",
+        rich_help_panel=_FIT,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_FIT)]
 Dtype = Annotated[
     config.DtypeName, typer.Option(help="Precision of the heavy work.", rich_help_panel=_FIT)

@@ -25,7 +25,7 @@ from .checks import (
     usable_dtype,
 )
 from .errors import Finding, InputError, ShapeError
-from .fisher import uncertainty
+from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
 from .frame import Flag, Frame, grow, outside, with_flag
 from .image_model import ImageModel
 from .io import as_frames
@@ -153,9 +153,12 @@ def subtract(
             if single
             else solver.solve_stack(objective, on_step=on_step)
         )
+        errors: list[Uncertainty | None] = [None] * len(group)
+        if not (single or covariance) and not any(s.clipped is not None for s in solutions):
+            errors = uncertainties_of_stack(objective, [s.system for s in solutions])
         made = [
-            _finish(pair, objective if single else objective[i], solution, solver, covariance)
-            for i, (pair, solution) in enumerate(zip(group, solutions, strict=True))
+            _finish(pair, objective if single else objective[i], solution, solver, covariance, e)
+            for i, (pair, solution, e) in enumerate(zip(group, solutions, errors, strict=True))
         ]
         seconds, started = (time.perf_counter() - started) / len(group), time.perf_counter()
         results += [replace(r, diagnostics=replace(r.diagnostics, seconds=seconds)) for r in made]
@@ -289,11 +292,17 @@ def _flattened(pair: Pair) -> torch.Tensor:
 
 
 def _finish(
-    pair: Pair, objective: Objective, solution: Solution, solver: Solver, covariance: bool
+    pair: Pair,
+    objective: Objective,
+    solution: Solution,
+    solver: Solver,
+    covariance: bool,
+    errors: Uncertainty | None,
 ) -> Subtraction:
     if solution.clipped is not None:
         objective = replace(objective, use=objective.use & ~solution.clipped)
-    errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
+    if errors is None:
+        errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
     result = assemble(pair, objective, solution, errors)
     return replace(result, settings={**result.settings, "solver": repr(solver)})
 

@@ -29,12 +29,16 @@ class CGResult(NamedTuple):
     reduction: Tensor
 
 
+Product = Callable[[Params], Params]
+
+
 def conjugate_gradients(
-    product: Callable[[Params], Params],
+    product: Product,
     rhs: Params,
     preconditioner: Factor,
     tol: float | Tensor,
     max_iterations: int,
+    subset: Callable[[Tensor], Product] | None = None,
 ) -> CGResult:
     """Solve H x = rhs for a symmetric positive definite H that is known by its products.
 
@@ -52,15 +56,26 @@ def conjugate_gradients(
         Goal for the residual relative to the right-hand side, both in the norm of the inverse
         preconditioner; one for all or (...,).
     max_iterations : int
+    subset : callable, optional
+        From the numbers of some systems to the product of those alone, for ``rhs`` (systems, p):
+        once half of them are solved, the others go on by themselves.
     """
-    solution = torch.zeros_like(rhs)
-    residual = rhs
+    solution, residual = torch.zeros_like(rhs), rhs
     direction = scaled = preconditioner.solve(residual)
     size = first = _dot(residual, scaled)
-    active = size > 0
-    failed = ~(size >= 0)
+    goal = torch.as_tensor(tol, dtype=rhs.dtype, device=rhs.device) ** 2 * first
+    active, failed = size > 0, ~(size >= 0)
+    done: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+    rows = torch.arange(len(rhs), device=rhs.device) if subset is not None else None
     iteration = 0
     while iteration < max_iterations and bool(active.any()):
+        if subset is not None and rows is not None and 2 * int(active.sum()) <= len(rows):
+            rest = active.nonzero()[:, 0]
+            done.append((rows, (solution, residual, size, failed, active)))
+            rows, preconditioner = rows[rest], preconditioner[rest]
+            product = subset(rows)
+            solution, residual, direction = solution[rest], residual[rest], direction[rest]
+            size, goal, failed, active = size[rest], goal[rest], failed[rest], active[rest]
         iteration += 1
         image = product(direction)
         curvature = _dot(direction, image)
@@ -71,9 +86,17 @@ def conjugate_gradients(
         residual = torch.where(moving, residual - step * image, residual)
         scaled = preconditioner.solve(residual)
         previous, size = size, torch.where(active, _dot(residual, scaled), size)
-        active = active & (size > tol**2 * first)
+        active = active & (size > goal)
         onward = scaled + (size / previous)[..., None] * direction
         direction = torch.where(active[..., None], onward, 0.0)
+    if rows is not None:
+        for its_rows, before in reversed(done):
+            now = (solution, residual, size, failed, active)
+            place = torch.isin(its_rows, rows).nonzero()[:, 0]
+            solution, residual, size, failed, active = (
+                old.index_copy(0, place, new) for old, new in zip(before, now, strict=True)
+            )
+            rows = its_rows
     reduction = torch.where(first > 0, size / first, 0.0).clamp(min=0.0).sqrt()
     return CGResult(solution, iteration, ~(failed | active), residual, reduction)
 

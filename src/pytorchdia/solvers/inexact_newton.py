@@ -9,6 +9,7 @@ handed back.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -197,15 +198,19 @@ class _Descent:
         def product(vector: Params) -> Params:
             return self.objective.hessian_product(curvature, vector)
 
+        def subset(rows: Tensor) -> Callable[[Params], Params]:
+            some, parts = self.objective[rows], [part[rows] for part in curvature]
+            return lambda vector: some.hessian_product(parts, vector)
+
         few = _MAX_CG if self.refined else _FEW
-        result = conjugate_gradients(product, rhs, self.factor, tol, few)
+        result = conjugate_gradients(product, rhs, self.factor, tol, few, subset)
         slow = self.active & ~result.solved
         if self.refined or not bool(slow.any()):
             return result.solution, result.solved
         self.refine(slow)
         goal = (tol / result.reduction).clamp(max=0.5)
         residual = torch.where(slow[:, None], result.residual, 0.0)
-        more = conjugate_gradients(product, residual, self.factor, goal, _MAX_CG)
+        more = conjugate_gradients(product, residual, self.factor, goal, _MAX_CG, subset)
         return result.solution + more.solution, result.solved | more.solved
 
     def prepare(self) -> None:
@@ -213,7 +218,14 @@ class _Descent:
         matrix = self.objective.preconditioner(absolute(self.curvature))
         self.factor, good = cholesky(matrix, LEAST_PIVOT[self.dtype])
         self.hand_back(self.active & ~good)
+        self.make_quick()
         self.measure_scale_error()
+
+    def make_quick(self) -> None:
+        """For a stack: the inverses in place of the factors, if they are of float32's condition."""
+        assert self.factor is not None
+        if len(self.pairs) > 1 and self.dtype == torch.float32:
+            self.factor = self.factor.with_quick()
 
     def refine(self, rows: Tensor) -> None:
         """A closer preconditioner for some pairs."""
@@ -226,6 +238,7 @@ class _Descent:
             if bool(good):
                 lower[i], scale[i] = factor.lower, factor.scale
         self.factor, self.refined = Factor(lower, scale, 0.0), True
+        self.make_quick()
         self.measure_scale_error()
 
     def measure_scale_error(self) -> None:
