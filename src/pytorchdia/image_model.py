@@ -231,11 +231,13 @@ class ImageModel:
         scaled so that the diagonal is exact, unless ``exact_diagonal`` is False.
         ``weight`` must not be negative, and 0 in the border; its dtype is used.
         """
-        weight = self.assembled(weight)
         (ky, kx), (n_y, n_x) = self.kernel.shape, self.kernel.half_shape
+        weight = self.assembled(weight)
         margin = (2 * n_x, 2 * n_x, 2 * n_y, 2 * n_y)
-        root = weight.sqrt()
-        padded = torch.nn.functional.pad(root * self.reference.to(weight.dtype), margin)
+        root = torch.nn.functional.pad(weight.sqrt(), margin)
+        padded = root.clone()
+        inner = (..., slice(2 * n_y, -2 * n_y or None), slice(2 * n_x, -2 * n_x or None))
+        padded[inner] *= self.reference  # in the dtype of the weight, without a copy of R in it
         shifted = Correlator(padded, (2 * n_y, 2 * n_x))
         power = _correlation(shifted, padded)
         dy, dx = (torch.arange(k, device=weight.device) for k in (ky, kx))
@@ -251,7 +253,6 @@ class ImageModel:
         xi_padded, eta_padded = (
             torch.nn.functional.pad(axis, (2 * n, 2 * n)) for axis, n in ((xi, n_y), (eta, n_x))
         )
-        root = torch.nn.functional.pad(root, margin)
         for k, (m, n) in enumerate(self.background.exponents):
             term = root * xi_padded[:, None] ** n * eta_padded**m if m or n else root
             cross = _correlation(shifted, term)[..., n_y : n_y + ky, n_x : n_x + kx]
@@ -262,7 +263,8 @@ class ImageModel:
 
     def _with_exact_diagonal(self, gram: Matrix, weight: Image) -> Matrix:
         """``gram`` scaled on both sides so that its diagonal is that of A' diag(w) A."""
-        squares = Correlator(self.reference.to(weight.dtype) ** 2, self.kernel.half_shape)
+        square = self.reference.to(weight.dtype, copy=True).square_()
+        squares = Correlator(square, self.kernel.half_shape)
         exact = _correlation(squares, weight).flatten(-2).to(torch.float64)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)[..., : self.kernel.n_params]
         ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()

@@ -287,8 +287,8 @@ def _objective(
 
 def _flattened(pair: Pair) -> torch.Tensor:
     """The reference without its background, 0 at bad pixels, float64."""
-    data = pair.reference.data.to(torch.float64) - pair.level
-    return torch.where(pair.reference.mask, 0.0, data)
+    data = pair.reference.data.to(torch.float64, copy=True)
+    return data.sub_(pair.level).masked_fill_(pair.reference.mask, 0.0)
 
 
 def _finish(
@@ -303,7 +303,8 @@ def _finish(
         objective = replace(objective, use=objective.use & ~solution.clipped)
     if errors is None:
         errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
-    result = assemble(pair, objective, solution, errors)
+    objective.model.correlator.forget()  # room for the images of the result
+    result = assemble(pair, objective, replace(solution, system=None), errors)
     return replace(result, settings={**result.settings, "solver": repr(solver)})
 
 

@@ -20,7 +20,7 @@ from ..linalg import Factor, cholesky
 from ..objective import Evaluation, Objective
 from .base import OnStep, Solution, Step, System
 from .conjugate_gradients import conjugate_gradients
-from .systems import LEAST_PIVOT, absolute
+from .systems import LEAST_PIVOT, absolute, has_negative
 
 __all__ = ["descend"]
 
@@ -183,7 +183,7 @@ class _Descent:
     def solve(self, rhs: Params, tol: float) -> Params:
         """H^-1 rhs of the pairs under way; those for which it fails are handed back."""
         solution, solved = self.iterate(self.curvature, rhs, tol)
-        if not bool(solved[self.active].all()) and _has_negative(self.curvature):
+        if not bool(solved[self.active].all()) and has_negative(self.curvature):
             other, also = self.iterate(absolute(self.curvature), rhs, tol)
             solution = torch.where(solved[:, None], solution, other)
             solved = solved | also
@@ -315,7 +315,3 @@ def _rough_finding(left: float) -> Finding:
         f"The loss has kinks where the fit ended (pixels at the floor of the noise model), so that "
         f"steps shrink slowly; one more would lower it by about {left:.0e}.",
     )
-
-
-def _has_negative(curvature: Tiled) -> bool:
-    return any(bool((part < 0).any()) for part in curvature)

@@ -16,7 +16,7 @@ from ..objective import Objective
 from .base import System, singular_finding
 from .conjugate_gradients import CGResult, conjugate_gradients
 
-__all__ = ["LEAST_PIVOT", "MatrixFree", "Move", "WithMatrix", "absolute"]
+__all__ = ["LEAST_PIVOT", "MatrixFree", "Move", "WithMatrix", "absolute", "has_negative"]
 
 _FIRST_TOL = 1e-3  # relative residual of the least squares start by conjugate gradients
 _STEP_TOL = 3e-3  # and of a Newton step
@@ -35,15 +35,20 @@ class Move(NamedTuple):
 
 
 def absolute(curvature: Tiled) -> Tiled:
-    """|h|."""
+    """|h|; the list itself if h is nowhere negative."""
+    if not has_negative(curvature):
+        return curvature
     return [part.abs() for part in curvature]
+
+
+def has_negative(curvature: Tiled) -> bool:
+    """Whether the loss curves down somewhere."""
+    return any(bool((part < 0).any()) for part in curvature)
 
 
 def candidates(curvature: Tiled) -> list[Tiled]:
     """The exact h, and |h| if it differs."""
-    if any(bool((part < 0).any()) for part in curvature):
-        return [curvature, absolute(curvature)]
-    return [curvature]
+    return [curvature, absolute(curvature)] if has_negative(curvature) else [curvature]
 
 
 class MatrixFree:
