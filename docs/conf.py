@@ -62,6 +62,7 @@ nitpick_ignore_regex = [  # third parties; there is no inventory of theirs offli
     (r"py:.*", r"(torch|np|numpy|astropy|matplotlib|jaxtyping)\..*"),
     (r"py:.*", r"(abc|enum|collections|pathlib|typing)\..*"),
     (r"py:.*", r"(Tensor|Any|Path|Mapping|NDArray|FloatArray|FloatImage|OnStep|CCDData|Figure)"),
+    (r"py:.*", r"Tiled"),
     (r"py:(meth|attr)", r"(variance|rho|log_norm)"),  # in summaries, away from their class
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ from .subtraction import Background, Diagnostics, Subtraction
 from .verdict import findings_of_fit
 
 __all__ = ["Pair", "assemble"]
+
+_STRIP = 256  # rows of an image that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,19 @@ def _reference_variance(
     if pair.reference_noise is None:
         return None
     model = objective.model
-    data = pair.reference.data.to(dtype)
-    sigma2 = torch.where(pair.reference.mask, 0.0, pair.reference_noise.variance(data))
+    data, bad = pair.reference.data, pair.reference.mask
+    sigma2 = torch.empty(data.shape, dtype=dtype)
+    for top in range(0, len(data), _STRIP):
+        rows = slice(top, top + _STRIP)
+        noise = pair.reference_noise.rearranged(partial(_rows_of, rows))
+        sigma2[rows] = torch.where(bad[rows], 0.0, noise.variance(data[rows].to(dtype)))
     correlator = Correlator(sigma2, model.kernel.half_shape, device=model.device)
     kernel = model.kernel_image(theta).to(dtype) ** 2
     return correlator, correlator.kernel_spectrum(kernel)
+
+
+def _rows_of(rows: slice, image: Tensor) -> Tensor:
+    return image[..., rows, :]
 
 
 def _sky_scale(images: _Images, flags: Flags) -> float:

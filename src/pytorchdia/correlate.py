@@ -37,12 +37,15 @@ class Correlator:
         not fit are computed anew at each use.
     device : torch.device, optional
         Where the work is done, if not where the image is.
+    squared : bool
+        Take the image's square in its place.
     """
 
     image: Tensor
     half_shape: tuple[int, int]
     keep: int = 0
     device: torch.device | None = None
+    squared: bool = False
     _kept: dict[tuple[int, torch.dtype], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -128,6 +131,7 @@ class Correlator:
         if key in self._kept:
             return self._kept[key]
         wide = self.tiling.cut_wide(self.image, tiles).to(self.device, dtype)
+        wide = wide * wide if self.squared else wide
         spectrum: Tensor = torch.fft.rfft2(wide, s=self.tiling.fft)
         held = sum(s.numel() * s.element_size() for s in self._kept.values())
         if held + spectrum.numel() * spectrum.element_size() <= self.keep:

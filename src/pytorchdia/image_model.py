@@ -31,6 +31,7 @@ from .kernel import KernelModel
 __all__ = ["ImageModel"]
 
 _GRAM_ELEMENTS = 4_000_000  # size of one block of rows of A in `gram`: 32 MB in float64
+_STRIP = 256  # rows of an image that are worked on at a time
 _KEEP = 2**26  # bytes of transforms that are kept however small the frame
 _KEEP_PER_PIXEL = 6  # and per pixel of the reference: the float32 transforms of its tiles fit
 
@@ -214,9 +215,10 @@ class ImageModel:
         ``pixels`` are their flat indices in the image (h, w), which must have one reference.
         """
         (n_y, n_x), (ky, kx) = self.kernel.half_shape, self.kernel.shape
-        patches = self.reference.to(weight.dtype).unfold(0, ky, 1).unfold(1, kx, 1)
+        patches = self.reference.unfold(0, ky, 1).unfold(1, kx, 1)
         y, x = pixels // self.shape[1], pixels % self.shape[1]
-        rows = patches[y - n_y, x - n_x].reshape(len(pixels), -1)
+        home = self.reference.device
+        rows = patches[(y - n_y).to(home), (x - n_x).to(home)].reshape(len(pixels), -1).to(weight)
         xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
         terms = [xi[y] ** n * eta[x] ** m for m, n in self.background.exponents]
         rows = torch.cat([rows, torch.stack(terms, dim=1)], dim=1)
@@ -236,8 +238,9 @@ class ImageModel:
         margin = (2 * n_x, 2 * n_x, 2 * n_y, 2 * n_y)
         root = torch.nn.functional.pad(weight.sqrt(), margin)
         padded = root.clone()
-        inner = (..., slice(2 * n_y, -2 * n_y or None), slice(2 * n_x, -2 * n_x or None))
-        padded[inner] *= self.reference  # in the dtype of the weight, without a copy of R in it
+        inner = padded[..., 2 * n_y : 2 * n_y + self.shape[0], 2 * n_x : 2 * n_x + self.shape[1]]
+        for top in range(0, self.shape[0], _STRIP):  # without a whole copy of R in this dtype
+            inner[..., top : top + _STRIP, :] *= self.reference[..., top : top + _STRIP, :].to(root)
         shifted = Correlator(padded, (2 * n_y, 2 * n_x))
         power = _correlation(shifted, padded)
         dy, dx = (torch.arange(k, device=weight.device) for k in (ky, kx))
@@ -263,8 +266,9 @@ class ImageModel:
 
     def _with_exact_diagonal(self, gram: Matrix, weight: Image) -> Matrix:
         """``gram`` scaled on both sides so that its diagonal is that of A' diag(w) A."""
-        square = self.reference.to(weight.dtype, copy=True).square_()
-        squares = Correlator(square, self.kernel.half_shape)
+        squares = Correlator(
+            self.reference, self.kernel.half_shape, device=self.compute_on, squared=True
+        )
         exact = _correlation(squares, weight).flatten(-2).to(torch.float64)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)[..., : self.kernel.n_params]
         ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()
@@ -283,7 +287,7 @@ class ImageModel:
             used = weight[rows, n_x : w - n_x]
             if not used.any():
                 continue
-            strip = reference[rows.start - n_y : rows.stop + n_y].to(weight.dtype)
+            strip = reference[rows.start - n_y : rows.stop + n_y].to(weight)
             block = torch.empty(
                 used.numel(), self.n_params, dtype=weight.dtype, device=weight.device
             )

@@ -230,7 +230,7 @@ class Objective:
         """
         model = self.model
         weight = model.assembled(curvature)
-        energy = footprint_energy(model.reference.to(weight.dtype), model.kernel.half_shape)
+        energy = footprint_energy(model.reference.to(weight), model.kernel.half_shape)
         score = (weight * energy).reshape(-1)
         count = min(_SAMPLE, int((score > 0).sum()))
         pixels = score.topk(count).indices

@@ -35,7 +35,7 @@ class Move(NamedTuple):
 
 
 def absolute(curvature: Tiled) -> Tiled:
-    """|h|; the list itself if h is nowhere negative."""
+    """The absolute h; the list itself if h is nowhere negative."""
     if not has_negative(curvature):
         return curvature
     return [part.abs() for part in curvature]
@@ -186,7 +186,7 @@ class WithMatrix:
         return False  # a step more costs little: go on until rounding stops it
 
     def positive_definite(self, curvature: Tiled) -> Factor | None:
-        """A factor of the Hessian or of the nearest safe matrix: exact h, |h|, and then a ridge."""
+        """A factor of the Hessian or of the nearest safe matrix: h, its absolute, then a ridge."""
         tried = candidates(curvature)
         for candidate in tried:
             for dtype in dict.fromkeys((self.dtype, torch.float64)):
