@@ -27,7 +27,6 @@ The parent sets OMP_NUM_THREADS before the start. Anything that goes wrong is an
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -349,9 +348,12 @@ def available_mb() -> float:
 
 
 def reset_peak() -> float:
-    """Give freed memory back, restart the peak's count, and return what is held now [MB]."""
+    """Restart the count of the peak, and return what is held now [MB].
+
+    Freed memory that the allocator keeps stays with it: to give it back would make the next run
+    pay for new pages, which a user with many pairs does not.
+    """
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return status_mb("VmRSS")
 
@@ -479,7 +481,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # Threads of OpenMP that spin between loops steal the cores from those of BLAS and FFTW:
-    # sfft takes three times as long on a 142 x 142 pair.
+    # sfft takes two to three times as long on a 142 x 142 pair.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("NUMBA_NUM_THREADS", str(THREADS))
     warnings.simplefilter("ignore")
