@@ -49,6 +49,7 @@ class Correlator:
     _kept: dict[tuple[int, torch.dtype], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _held: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)  # bytes
     _kept_waves: dict[torch.dtype, tuple[Tensor, Tensor, Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -133,11 +134,13 @@ class Correlator:
         wide = self.tiling.cut_wide(self.image, tiles).to(self.device, dtype)
         wide = wide * wide if self.squared else wide
         spectrum: Tensor = torch.fft.rfft2(wide, s=self.tiling.fft)
-        held = sum(s.numel() * s.element_size() for s in self._kept.values())
-        if held + spectrum.numel() * spectrum.element_size() <= self.keep:
+        size = spectrum.numel() * spectrum.element_size()
+        if self._held[0] + size <= self.keep:
             self._kept[key] = spectrum
+            self._held[0] += size
         return spectrum
 
     def forget(self) -> None:
         """Let go of all transforms."""
         self._kept.clear()
+        self._held[0] = 0

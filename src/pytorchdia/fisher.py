@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .arrays import Matrix, Params, Tiled
 from .errors import Finding
@@ -152,22 +153,11 @@ def uncertainties_of_stack(
     some = objective if len(rows) == len(systems) else objective[torch.tensor(rows)]
     parts = zip(*(system.curvature for system in usable), strict=True)
     curvature = [torch.stack(part) for part in parts]
-    factors = [system.factor for system in usable]
-    quick = [factor.quick for factor in factors if factor.quick is not None]
-    factor = Factor(
-        torch.stack([factor.lower for factor in factors]),
-        torch.stack([factor.scale for factor in factors]),
-        0.0,
-        torch.stack(quick) if len(quick) == len(factors) else None,
-    )
-    gradients = torch.stack(_gradients(objective))[:, None].expand(-1, len(rows), -1)
-    result = conjugate_gradients(
-        lambda v: some.hessian_product(curvature, v), gradients, factor, _CG_TOL, 200
-    )
-    variances = (gradients * result.solution).sum(dim=-1).tolist()
+    factor = Factor.stack([system.factor for system in usable])
+    variances, solved = _variances(some, System(curvature, factor), len(rows))
     for k, i in enumerate(rows):
-        if bool(result.solved[:, k].all()):
-            scale, *background = (_error(variance[k]) for variance in variances)
+        if bool(solved[:, k].all()):
+            scale, *background = (_error(float(v)) for v in variances[:, k])
             found[i] = Uncertainty(scale, tuple(background), None, ())
     return found
 
@@ -183,15 +173,28 @@ def _without_matrix(
         if not bool(good):
             return None
         system = System(curvature, factor)
-    curvature, factor = system.curvature, system.factor
-    gradients = torch.stack(_gradients(objective))
-    result = conjugate_gradients(
-        lambda v: objective.hessian_product(curvature, v), gradients, factor, _CG_TOL, 200
-    )
-    if not bool(result.solved.all()):
+    variances, solved = _variances(objective, system)
+    if not bool(solved.all()):
         return None
-    scale, *background = (_error(float(v)) for v in (gradients * result.solution).sum(dim=-1))
+    scale, *background = (_error(float(v)) for v in variances)
     return Uncertainty(scale, tuple(background), None, ())
+
+
+def _variances(
+    objective: Objective, system: System, pairs: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """G' H^-1 g of P and of each background coefficient, and whether it could be solved for.
+
+    Both are (coefficients,), or (coefficients, pairs) for a stack.
+    """
+    gradients = torch.stack(_gradients(objective))
+    if pairs is not None:
+        gradients = gradients[:, None].expand(-1, pairs, -1)
+    result = conjugate_gradients(
+        lambda v: objective.hessian_product(system.curvature, v),
+        gradients, system.factor, _CG_TOL, 200,
+    )  # fmt: skip
+    return (gradients * result.solution).sum(dim=-1), result.solved
 
 
 def validity_findings(covariance: Matrix) -> tuple[Finding, ...]:

@@ -136,17 +136,23 @@ def grow(mask: Mask, half_shape: tuple[int, int]) -> Mask:
     """Pixels whose kernel footprint of half-widths (n_y, n_x) meets a True pixel of ``mask``."""
     if not bool(mask.any()):
         return mask
-    grown = mask.to(torch.int32)
-    for axis, n in ((0, half_shape[0]), (1, half_shape[1])):
-        if n:
-            # A pixel is hit if the running count of True pixels grows across its footprint.
-            edges = (n + 1, n) if axis == 0 else (0, 0)
-            sides = (n + 1, n) if axis == 1 else (0, 0)
-            sums = torch.nn.functional.pad(grown, (*sides, *edges)).cumsum(axis)
-            size = mask.shape[axis]
-            hit = sums.narrow(axis, 2 * n + 1, size) > sums.narrow(axis, 0, size)
-            grown = hit.to(torch.int32)
-    return grown > 0
+    n_y, n_x = half_shape
+    padded = torch.nn.functional.pad(mask.to(torch.int32), (n_x, n_x, n_y, n_y))
+    return footprint_sum(padded, half_shape) > 0
+
+
+def footprint_sum(image: torch.Tensor, half_shape: tuple[int, int]) -> torch.Tensor:
+    """The sum over the footprint of each pixel whose footprint lies in the image, (h, w) less it.
+
+    From differences of running sums, so that its cost does not depend on the footprint.
+    """
+    total = image
+    for axis, n in enumerate(half_shape):
+        zero = torch.zeros_like(total.narrow(axis, 0, 1))
+        sums = torch.cat([zero, total], axis).cumsum(axis)
+        size = total.shape[axis] - 2 * n
+        total = sums.narrow(axis, 2 * n + 1, size) - sums.narrow(axis, 0, size)
+    return total
 
 
 def outside(shape: tuple[int, int], half_shape: tuple[int, int]) -> Mask:

@@ -172,11 +172,7 @@ class ImageModel:
         """The i-th chunk of tiles of an image; 0 at pixels that another tile owns."""
         if isinstance(image, list):
             return image[i]
-        tiles = self.chunks[i]
-        cut = self.correlator.tiling.cut(image, tiles)
-        cut = cut.to(self.device)
-        owned = self.correlator.tiling.owned(tiles, self.device)
-        return cut if owned is None else torch.where(owned, cut, torch.zeros_like(cut[..., :1]))
+        return self.correlator.tiling.cut_owned(image, self.chunks[i], self.device)
 
     def assembled(self, image: Image | Tiled) -> Image:
         """A tiled image in one piece, (..., h, w); 0 in the border."""
@@ -366,11 +362,9 @@ class Projection:
 
 def _correlation(correlator: Correlator, image: Tensor) -> Tensor:
     """sum_ij image[i, j] R[i + l, j + m] over a whole image for every lag of the box."""
-    tiling, total = correlator.tiling, None
+    total = None
     for tiles in correlator.chunks:
-        values = tiling.cut(image, tiles)
-        owned = tiling.owned(tiles, image.device)
-        values = values if owned is None else torch.where(owned, values, torch.zeros_like(values))
+        values = correlator.tiling.cut_owned(image, tiles, image.device)
         total = correlator.project(values, tiles, total)
     assert total is not None
     return correlator.lags(total)

@@ -135,7 +135,7 @@ def as_frames(source: Any, mask: Any = None) -> tuple[list[Frame], tuple[int, ..
     else:
         axes = getattr(source, "shape", ()) if not isinstance(source, (str, Path, Frame)) else ()
         if isinstance(source, (list, tuple)):
-            source = _as_array(source)
+            source = _as_array(source, "array")
             axes = source.shape
         if len(axes) < 3:
             return [as_frame(source, mask=mask, copy=False)], None
@@ -169,11 +169,11 @@ def _is_an_image(item: Any) -> bool:
     return isinstance(item, kinds) or len(getattr(item, "shape", ())) >= 2
 
 
-def _as_array(source: Any) -> NDArray[Any]:
+def _as_array(source: Any, name: str) -> NDArray[Any]:
     try:
         return np.asarray(source)
     except ValueError as error:
-        raise ShapeError("The image of array has rows of different lengths.") from error
+        raise ShapeError(f"The image of {name} has rows of different lengths.") from error
 
 
 def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, Any]) -> Frame:
@@ -486,10 +486,7 @@ def _numbers(source: Any, name: str, copy: bool = True) -> NDArray[Any]:
 
     Without ``copy`` no more than is needed is copied, and what float32 holds exactly is float32.
     """
-    try:
-        array = np.asarray(source)
-    except ValueError as error:
-        raise ShapeError(f"The image of {name} has rows of different lengths.") from error
+    array = _as_array(source, name)
     if array.dtype == object or array.dtype.kind not in "biuf":
         raise InputError(f"The image of {name} has dtype {array.dtype}; it must hold real numbers.")
     if array.ndim > 2:

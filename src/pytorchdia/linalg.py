@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +20,8 @@ class Factor:
     """Cholesky factor of a matrix scaled to a unit diagonal, ``jitter`` added to that diagonal.
 
     ``lower`` is (..., p, p) and ``scale`` (..., p): one matrix, or one for each pair of a stack.
-    ``quick`` may hold the inverse of the scaled matrix in float32, for preconditioners: a product
-    with it reads a quarter of the memory that two triangular solutions do, which is what counts for
-    a stack.
+    ``quick`` may hold the inverse of the scaled matrix, for preconditioners: for a stack a product
+    with it is quicker than two triangular solutions.
     """
 
     lower: Matrix
@@ -33,6 +33,17 @@ class Factor:
         """The factor of one matrix of a stack, or of some of them."""
         quick = None if self.quick is None else self.quick[item]
         return Factor(self.lower[item], self.scale[item], self.jitter, quick)
+
+    @classmethod
+    def stack(cls, factors: Sequence[Factor]) -> Factor:
+        """The factors of several matrices as those of a stack."""
+        quick = [factor.quick for factor in factors if factor.quick is not None]
+        return cls(
+            torch.stack([factor.lower for factor in factors]),
+            torch.stack([factor.scale for factor in factors]),
+            max(factor.jitter for factor in factors),
+            torch.stack(quick) if len(quick) == len(factors) else None,
+        )
 
     def with_quick(self) -> Factor:
         """The same with its inverse at hand."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Image, Mask, Matrix, Params, Pixels, Scalar, Tiled
+from .frame import footprint_sum
 from .image_model import ImageModel, Projection
 from .likelihood import Likelihood
 from .noise import NoiseModel
@@ -68,12 +69,12 @@ class Objective:
 
     def __getitem__(self, item: int | Tensor) -> Objective:
         """One pair of a stack, or some of them."""
-        reference = self.model.reference
-        if reference.ndim > 2:
-            reference = reference[item]
+        model = self.model
+        if model.reference.ndim > 2:  # a shared one keeps its transforms as well
+            model = replace(model, reference=model.reference[item])
         return replace(
             self,
-            model=replace(self.model, reference=reference),
+            model=model,
             target=self.target[item],
             use=self.use[item],
             noise=self.noise.item(item),
@@ -256,12 +257,7 @@ def footprint_energy(reference: Image, half_shape: tuple[int, int]) -> Image:
     """The sum of R^2 over the kernel's footprint around each pixel, (h, w); 0 in the border."""
     (h, w), (n_y, n_x) = reference.shape, half_shape
     energy = torch.zeros_like(reference)
-    total = (reference**2).to(torch.float64)
-    for axis, n in ((0, n_y), (1, n_x)):
-        zero = torch.zeros_like(total.narrow(axis, 0, 1))
-        sums = torch.cat([zero, total.cumsum(axis)], axis)
-        size = total.shape[axis] - 2 * n
-        total = sums.narrow(axis, 2 * n + 1, size) - sums.narrow(axis, 0, size)
+    total = footprint_sum((reference**2).to(torch.float64), half_shape)
     energy[n_y : h - n_y, n_x : w - n_x] = total.clamp(min=0.0).to(energy.dtype)
     return energy
 

@@ -115,6 +115,12 @@ class Tiling:
         """The tiles of an image without their halo."""
         return self._pieces(image, tiles, self.half_shape, self.core)
 
+    def cut_owned(self, image: Tensor, tiles: slice, device: torch.device) -> Tensor:
+        """The tiles of an image on ``device``, 0 at the pixels that another tile owns."""
+        cut = self.cut(image, tiles).to(device)
+        owned = self.owned(tiles, device)
+        return cut if owned is None else torch.where(owned, cut, torch.zeros_like(cut[..., :1]))
+
     def cut_wide(self, image: Tensor, tiles: slice) -> Tensor:
         """The tiles of an image with their halo."""
         (n_y, n_x), (c_y, c_x) = self.half_shape, self.core

@@ -20,7 +20,15 @@ from ..linalg import Factor, cholesky
 from ..objective import Evaluation, Objective
 from .base import OnStep, Solution, Step, System
 from .conjugate_gradients import conjugate_gradients
-from .systems import LEAST_PIVOT, absolute, has_negative
+from .systems import (
+    ARMIJO,
+    EXACT_SCALE,
+    LEAST_PIVOT,
+    MAX_CG,
+    absolute,
+    has_negative,
+    scale_error,
+)
 
 __all__ = ["descend"]
 
@@ -29,15 +37,12 @@ _FAR_TOL = 5e-3  # of a Newton step far from the minimum,
 _NEAR_TOL = 1e-4  # and of one near it
 _NEAR = 1.0  # decrement below which a fit is near: from there on float64 decides
 _FEW = 14  # iterations after which a closer preconditioner pays
-_MAX_CG = 80  # iterations after which a pair is handed back
 _SLOW = 1e-3  # share of the decrement that a step near the minimum may leave
 _PATIENCE = 4  # steps near the minimum after which a loss counts as rough, if it has not converged:
 _ROUGH = 100.0  # it then ends within this many times the goal
 _POLISH = 5  # steps within the goal that may be spent on P
-_ARMIJO = 1e-4  # least share of the predicted decrease that a step must bring
 # Rounding of a loss, relative to the sum of its terms' sizes, by the dtype of the pass.
 _ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13}
-_EXACT_SCALE = {torch.float32: 1e-8, torch.float64: 1e-13}  # goal for P, by the objective's dtype
 
 Left = dict[int, tuple[Params | None, int]]
 
@@ -101,6 +106,7 @@ class _Descent:
         self.begun = False  # whether `theta` is worth starting from
         self.last_theta = self.theta
         self.last_loss = torch.full((len(pairs),), math.inf, dtype=torch.float64, device=device)
+        self.last_dtype = dtype
         self.last_decrement = self.last_loss
         self.last_left = self.last_loss
         self.curvature: Tiled = []
@@ -157,14 +163,14 @@ class _Descent:
 
     def check(self, e: Evaluation, dtype: torch.dtype) -> None:
         """Hand back the pairs whose loss did not fall."""
-        coarser = self.dtype if dtype == torch.float64 and self.steps < 3 else dtype
-        rounding = _ROUNDING[coarser] * (e.loss.abs() + self.objective.counts)
-        goal = self.last_loss - _ARMIJO * 2.0 * self.last_decrement + rounding
+        coarseness = max(_ROUNDING[dtype], _ROUNDING[self.last_dtype])
+        rounding = coarseness * (e.loss.abs() + self.objective.counts)
+        goal = self.last_loss - ARMIJO * 2.0 * self.last_decrement + rounding
         goal = torch.where(self.last_loss.isinf(), self.last_loss, goal)
         fallen = torch.isfinite(e.loss) & (e.loss <= goal)
         first = bool(self.last_loss.isinf().all())
         self.hand_back(self.active & ~fallen, None if first else self.last_theta)
-        self.last_loss = e.loss
+        self.last_loss, self.last_dtype = e.loss, dtype
 
     def step(self, e: Evaluation, tol: float) -> None:
         """One full Newton step for every pair under way."""
@@ -202,7 +208,7 @@ class _Descent:
             some, parts = self.objective[rows], [part[rows] for part in curvature]
             return lambda vector: some.hessian_product(parts, vector)
 
-        few = _MAX_CG if self.refined else _FEW
+        few = MAX_CG if self.refined else _FEW
         result = conjugate_gradients(product, rhs, self.factor, tol, few, subset)
         slow = self.active & ~result.solved
         if self.refined or not bool(slow.any()):
@@ -210,7 +216,7 @@ class _Descent:
         self.refine(slow)
         goal = (tol / result.reduction).clamp(max=0.5)
         residual = torch.where(slow[:, None], result.residual, 0.0)
-        more = conjugate_gradients(product, residual, self.factor, goal, _MAX_CG, subset)
+        more = conjugate_gradients(product, residual, self.factor, goal, MAX_CG, subset)
         return result.solution + more.solution, result.solved | more.solved
 
     def prepare(self) -> None:
@@ -218,14 +224,14 @@ class _Descent:
         matrix = self.objective.preconditioner(absolute(self.curvature))
         self.factor, good = cholesky(matrix, LEAST_PIVOT[self.dtype])
         self.hand_back(self.active & ~good)
-        self.make_quick()
-        self.measure_scale_error()
+        self.use_factor()
 
-    def make_quick(self) -> None:
-        """For a stack: the inverses in place of the factors, if they are of float32's condition."""
+    def use_factor(self) -> None:
+        """Measure the error of P; for a stack, if float32 does, get the inverses of the factors."""
         assert self.factor is not None
         if len(self.pairs) > 1 and self.dtype == torch.float32:
             self.factor = self.factor.with_quick()
+        self.scale_error = scale_error(self.objective, self.factor)
 
     def refine(self, rows: Tensor) -> None:
         """A closer preconditioner for some pairs."""
@@ -238,15 +244,7 @@ class _Descent:
             if bool(good):
                 lower[i], scale[i] = factor.lower, factor.scale
         self.factor, self.refined = Factor(lower, scale, 0.0), True
-        self.make_quick()
-        self.measure_scale_error()
-
-    def measure_scale_error(self) -> None:
-        """The error of P as the preconditioners know it."""
-        assert self.factor is not None
-        gradient = self.objective.model.scale_gradient().expand_as(self.theta)
-        variance = (gradient * self.factor.solve(gradient)).sum(dim=-1)
-        self.scale_error = variance.clamp(min=0.0).sqrt()
+        self.use_factor()
 
     def release(self, e: Evaluation) -> None:
         """Let go of the pairs whose fit has converged, in loss and in P."""
@@ -255,7 +253,7 @@ class _Descent:
         exact = (2.0 * left).clamp(min=0.0).sqrt() * self.scale_error
         small = left <= 0.1 * self.tol
         stuck = left > 0.3 * self.last_left  # rounding stops it
-        smooth = small & ((exact < _EXACT_SCALE[self.objective.dtype]) | stuck)
+        smooth = small & ((exact < EXACT_SCALE[self.objective.dtype]) | stuck)
         smooth = smooth | (self.last_decrement <= self.tol) & (self.polish_steps >= _POLISH)
         slow = (left > _SLOW * self.last_decrement) & ~small & (left <= _ROUGH * self.tol)
         rough = slow & (self.near_steps >= _PATIENCE)

@@ -14,11 +14,10 @@ from ..errors import InputError, Status
 from ..objective import Evaluation, Objective
 from .base import OnStep, Solution, Solver, Step, flat_start
 from .inexact_newton import descend
-from .systems import MatrixFree, Move, WithMatrix
+from .systems import ARMIJO, MatrixFree, Move, WithMatrix
 
 __all__ = ["Newton"]
 
-_ARMIJO = 1e-4  # least share of the predicted decrease that a step must bring
 _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 
 
@@ -91,9 +90,10 @@ class Newton(Solver):
             done, left = descend(stack, self.tol, self.max_steps, start, on_step)
             solutions.update(done)
         for i, (theta, steps) in left.items():
-            descent = _Descent(self, pair(i), on_step, steps)
+            one = pair(i)
+            descent = _Descent(self, one, on_step, steps)
             if theta is None:
-                solutions[i] = descent.run(flat_start(pair(i)), least_squares_first=True)
+                solutions[i] = descent.run(flat_start(one), least_squares_first=True)
             else:
                 solutions[i] = descent.run(theta, least_squares_first=False)
         return [solutions[i] for i in range(len(stack.target))]
@@ -186,7 +186,7 @@ class _Descent:
         for _ in range(25):
             trial = self.at(point.theta - t * move.step)
             rounding = 1e-14 * abs(loss)
-            if self.loss(trial) <= loss - _ARMIJO * t * 2.0 * move.decrement + rounding:
+            if self.loss(trial) <= loss - ARMIJO * t * 2.0 * move.decrement + rounding:
                 return trial
             t *= 0.5
         return None

@@ -16,11 +16,25 @@ from ..objective import Objective
 from .base import System, singular_finding
 from .conjugate_gradients import CGResult, conjugate_gradients
 
-__all__ = ["LEAST_PIVOT", "MatrixFree", "Move", "WithMatrix", "absolute", "has_negative"]
+__all__ = [
+    "ARMIJO",
+    "EXACT_SCALE",
+    "LEAST_PIVOT",
+    "MAX_CG",
+    "MatrixFree",
+    "Move",
+    "WithMatrix",
+    "absolute",
+    "has_negative",
+    "scale_error",
+]
+
+ARMIJO = 1e-4  # least share of the predicted decrease that a step must bring
+MAX_CG = 80  # iterations after which another way is taken
+EXACT_SCALE = {torch.float32: 1e-8, torch.float64: 1e-13}  # goal for P, by the objective's dtype
 
 _FIRST_TOL = 1e-3  # relative residual of the least squares start by conjugate gradients
 _STEP_TOL = 3e-3  # and of a Newton step
-_MAX_CG = 80  # iterations after which the matrix is computed instead
 _SLOW_CG = 25  # iterations after which the preconditioner is renewed
 # Precisions of the products in order, each with the least pivot of a preconditioner that it bears.
 LEAST_PIVOT = {torch.float32: 1e-6, torch.float64: 1e-11}
@@ -48,7 +62,14 @@ def has_negative(curvature: Tiled) -> bool:
 
 def candidates(curvature: Tiled) -> list[Tiled]:
     """The exact h, and |h| if it differs."""
-    return [curvature, absolute(curvature)] if has_negative(curvature) else [curvature]
+    other = absolute(curvature)
+    return [curvature] if other is curvature else [curvature, other]
+
+
+def scale_error(objective: Objective, factor: Factor) -> Tensor:
+    """The error of P with the preconditioner in place of H, (...,)."""
+    gradient = objective.model.scale_gradient().expand_as(factor.scale)
+    return (gradient * factor.solve(gradient)).sum(dim=-1).clamp(min=0.0).sqrt()
 
 
 class MatrixFree:
@@ -91,10 +112,8 @@ class MatrixFree:
     def is_exact(self, decrement: float) -> bool:
         """Whether what a decrement is left moves P by less than rounding matters."""
         assert self.factor is not None
-        goal = 1e-8 if self.objective.dtype == torch.float32 else 1e-13
-        gradient = self.objective.model.scale_gradient()
-        sigma_p = math.sqrt(max(float(gradient @ self.factor.solve(gradient)), 0.0))
-        return math.sqrt(2.0 * max(decrement, 0.0)) * sigma_p < goal
+        sigma_p = float(scale_error(self.objective, self.factor))
+        return math.sqrt(2.0 * max(decrement, 0.0)) * sigma_p < EXACT_SCALE[self.objective.dtype]
 
     def prepare(self, weight: Tiled) -> bool:
         """Factor the preconditioner for these weights, in float64 if float32 is too coarse."""
@@ -114,7 +133,7 @@ class MatrixFree:
         assert factor is not None
         assert curvature is not None
         result = conjugate_gradients(
-            lambda v: self.objective.hessian_product(curvature, v), rhs, factor, tol, _MAX_CG
+            lambda v: self.objective.hessian_product(curvature, v), rhs, factor, tol, MAX_CG
         )
         self.slow = result.iterations > _SLOW_CG
         return result
