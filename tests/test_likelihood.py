@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytorchdia import Gaussian, Huber, InputError, StudentT
+from pytorchdia.elementwise import derivatives
 from pytorchdia.testing import check_likelihood
 
 LIKELIHOODS = [
@@ -73,3 +74,12 @@ def test_student_becomes_gaussian_as_nu_grows():
 def test_thresholds_out_of_range_are_refused(make):
     with pytest.raises(InputError, match="needs a finite"):
         make()
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), Huber(), StudentT()])
+def test_derivatives_written_out_are_those_of_automatic_differentiation(likelihood):
+    z = torch.linspace(-4.0, 5.0, 12, dtype=torch.float64)
+    expected = derivatives(likelihood.rho, z, 2)
+    for mine, theirs in zip(likelihood.derivatives(z, 2), expected, strict=True):
+        mine, theirs = (torch.as_tensor(t, dtype=torch.float64).expand(12) for t in (mine, theirs))
+        torch.testing.assert_close(mine, theirs, rtol=1e-14, atol=0.0)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytorchdia import CCDNoise, EMCCDNoise, FixedVariance
+from pytorchdia.elementwise import derivatives
 from pytorchdia.errors import NoiseModelError
 from pytorchdia.testing import check_noise
 
@@ -92,3 +93,21 @@ def test_numbers_out_of_range_are_refused(make, words):
 def test_a_flat_of_another_shape_is_refused():
     with pytest.raises(NoiseModelError, match=r"\(24, 20\).*\(5, 5\)"):
         CCDNoise(1.0, 1.0, FLAT).variance(torch.zeros(5, 5))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        CCDNoise(5.0, 1.7, offset=3.0),
+        CCDNoise(5.0, 1.7, flat=np.linspace(0.8, 1.2, 12).reshape(3, 4)),
+        FixedVariance(np.linspace(1.0, 9.0, 12).reshape(3, 4)),
+        CCDNoise(5.0) + FixedVariance(2.0),
+        CCDNoise(5.0) + EMCCDNoise(0.1),
+    ],
+)
+def test_derivatives_written_out_are_those_of_automatic_differentiation(noise):
+    model = torch.linspace(-20.0, 60.0, 12, dtype=torch.float64).reshape(3, 4)
+    expected = derivatives(noise.variance, model, 2)
+    for mine, theirs in zip(noise.derivatives(model, 2), expected, strict=True):
+        mine, theirs = (torch.as_tensor(t, dtype=torch.float64) for t in (mine, theirs))
+        torch.testing.assert_close(mine.expand(3, 4), theirs.expand(3, 4), rtol=1e-14, atol=0.0)

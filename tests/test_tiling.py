@@ -30,10 +30,10 @@ def test_every_valid_pixel_belongs_to_one_tile(shape, half):
     tiles = Tiling(shape, half)
     image = torch.arange(1.0, 1 + shape[0] * shape[1]).reshape(shape)
     cut = tiles.cut(image, ALL)
-    owned = tiles.owned(ALL, torch.device("cpu"))
-    mine = cut if owned is None else cut[owned]
+    owned = tiles.disown(torch.ones_like(cut), ALL)
+    mine = cut[owned == 1]
     inner = image[half[0] : shape[0] - half[0], half[1] : shape[1] - half[1]]
-    assert sorted(mine.reshape(-1).tolist()) == inner.reshape(-1).tolist()
+    assert sorted(mine.tolist()) == inner.reshape(-1).tolist()
     back = torch.zeros(shape)
     tiles.paste(cut, ALL, back)
     assert torch.equal(back[half[0] : shape[0] - half[0], half[1] : shape[1] - half[1]], inner)
@@ -69,7 +69,7 @@ def test_products_by_tiles_equal_those_of_the_whole_frame(shape, size, degree, k
     adjoint = float((model.mv_direct(theta) * image).sum())
     assert float(theta @ model.rmv(image)) == pytest.approx(adjoint, rel=1e-11)
     weight = torch.where(model.valid, torch.from_numpy(rng.uniform(0.5, 2.0, shape)), 0.0)
-    tiled = [model.part(weight, i) for i in range(len(model.chunks))]
+    tiled = [model.padded_part(weight, i) for i in range(len(model.chunks))]
     assert torch.equal(model.assembled(tiled), weight)
     expected = model.gram(weight) @ theta
     for form in (weight, tiled):
@@ -111,15 +111,15 @@ def test_transforms_are_kept_as_far_as_memory_goes():
         assert all(map(torch.equal, results[0], other))
 
 
-def test_the_toeplitz_matrix_by_tiles_has_the_exact_diagonal_and_cross_terms():
+def test_the_toeplitz_matrix_by_tiles_has_the_exact_diagonal_and_is_close():
     rng = np.random.default_rng(3)
     reference = torch.from_numpy(rng.normal(50.0, 10.0, (50, 61)))
     model = ImageModel(reference, DeltaKernel((5, 3)), PolynomialBackground(1))
     weight = torch.where(model.valid, torch.from_numpy(rng.uniform(0.5, 2.0, (50, 61))), 0.0)
     gram, close = model.gram(weight), model.gram_toeplitz(weight)
     torch.testing.assert_close(close.diagonal(), gram.diagonal(), rtol=1e-10, atol=1e-9)
-    torch.testing.assert_close(close[15:, 15:], gram[15:, 15:], rtol=1e-10, atol=1e-9)
     assert float((close - gram).abs().max()) < 0.2 * float(gram.abs().max())
+    assert float(torch.linalg.eigvalsh(close).min()) > 0.0
     some = torch.randperm(50 * 61)[:200]
     some = some[weight.reshape(-1)[some] > 0]
     only = torch.zeros_like(weight).reshape(-1)

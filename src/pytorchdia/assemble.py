@@ -15,7 +15,7 @@ from .arrays import Flags
 from .correlate import Correlator
 from .errors import Finding
 from .fisher import Uncertainty
-from .frame import Flag, Frame, with_flag
+from .frame import Flag, Frame, strips, with_flag
 from .metrics import robust_scale, sample
 from .noise import NoiseModel
 from .objective import Objective
@@ -24,8 +24,6 @@ from .subtraction import Background, Diagnostics, Subtraction
 from .verdict import findings_of_fit
 
 __all__ = ["Pair", "assemble"]
-
-_STRIP = 256  # rows of an image that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,12 @@ class _Images(NamedTuple):
 class _Residuals:
     """Sums over the used pixels of z = (I - M) / sigma."""
 
-    n: int = 0
+    n: int
     total: float = 0.0
     squares: float = 0.0
 
     def add(self, z: Tensor) -> None:
-        self.n += z.numel()
+        """Add pixels, 0 where they are not used."""
         self.total += float(z.sum())
         self.squares += float((z * z).sum())
 
@@ -161,18 +159,22 @@ def _images(
     model, tiling = objective.model, objective.model.correlator.tiling
     images = _Images(*(torch.zeros(model.shape, dtype=dtype) for _ in range(3)))
     through = _reference_variance(pair, objective, theta, dtype)
-    residuals, low, high = _Residuals(), math.inf, 0.0
-    for i, (tiles, values) in enumerate(model.models(theta)):
+    residuals, low, high = _Residuals(objective.n_data), math.inf, 0.0
+    for i, (tiles, padded) in enumerate(model.models(theta)):
+        values = model.correlator.core(padded)
         variance = objective.noise_of(i).variance(values)
         difference = model.part(objective.target, i) - values
-        use = model.part(objective.use, i)
-        residuals.add((difference * variance.rsqrt())[use])
+        residuals.add(objective.masked(difference * variance.rsqrt(), i))
         if through is not None:
             correlator, spectrum = through
-            variance = variance + correlator.forward(spectrum, tiles).clamp(min=0.0)
-        good = torch.isfinite(variance) & (variance > 0)
-        low = min(low, float(torch.where(good, variance, torch.inf).min()))
-        high = max(high, float(torch.where(good, variance, 0.0).max()))
+            through_kernel = correlator.core(correlator.forward(spectrum, tiles))
+            variance = variance + through_kernel.clamp(min=0.0)
+        least, most = map(float, torch.aminmax(variance))
+        if not 0.0 < least <= most < math.inf:  # somewhere it is not known
+            good = (variance > 0) & (variance < torch.inf)
+            least = float(torch.where(good, variance, torch.inf).min())
+            most = float(torch.where(good, variance, 0.0).max())
+        low, high = min(low, least), max(high, most)
         for image, part in zip(images, (difference, variance, values), strict=True):
             tiling.paste(part.to(device="cpu", dtype=dtype), tiles, image)
     return images, residuals, (low, high)
@@ -187,8 +189,7 @@ def _reference_variance(
     model = objective.model
     data, bad = pair.reference.data, pair.reference.mask
     sigma2 = torch.empty(data.shape, dtype=dtype)
-    for top in range(0, len(data), _STRIP):
-        rows = slice(top, top + _STRIP)
+    for rows in strips(len(data)):
         noise = pair.reference_noise.rearranged(partial(_rows_of, rows))
         sigma2[rows] = torch.where(bad[rows], 0.0, noise.variance(data[rows].to(dtype)))
     correlator = Correlator(sigma2, model.kernel.half_shape, device=model.device)

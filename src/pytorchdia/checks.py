@@ -25,6 +25,7 @@ __all__ = [
     "require_same_shape",
     "require_structure",
     "require_variance",
+    "require_variance_at_start",
     "usable_device",
     "usable_dtype",
 ]
@@ -143,29 +144,48 @@ def require_noise_shape(noise: NoiseModel | None, frame: Frame) -> None:
 
 
 def require_variance(objective: Objective) -> None:
-    """The noise model must give a variance at the target's values and where the fit starts."""
-    model, dtype = objective.model, objective.dtype
-    start = flat_start(objective).to(dtype)
-    for i, (_, values) in enumerate(model.models(start)):
-        use = model.part(objective.use, i)
-        noise = objective.noise_of(i)
-        for image in (model.part(objective.target, i).to(dtype), values):
-            variance = noise.variance(image)
-            if variance.shape != image.shape:
-                raise NoiseModelError(
-                    f"The noise model gives a variance of shape {tuple(variance.shape)} for pixels "
-                    f"of shape {tuple(image.shape)}; it must work pixel by pixel."
-                )
-            good = (variance > 0) & torch.isfinite(variance)
-            if bool((good | ~use).all()):
-                continue
-            bad = objective.use & ~_positive(objective.variance(objective.target))
-            bad = bad | (objective.use & ~_positive(objective.variance(model.mv(start.double()))))
-            raise NoiseModelError(
-                f"The noise model gives {int(bad.sum())} of {objective.n_data} used pixels a "
-                "variance that is not positive and finite; check gain, read noise and variance "
-                "image, and give a noise model of your own a floor."
-            )
+    """The noise model must give a variance at the values of the target.
+
+    Raises
+    ------
+    NoiseModelError
+        It gives one of another shape, or one that is not positive and finite at a used pixel.
+    """
+    o, cut = objective, objective.model.correlator.tiling.cut
+    for i, tiles in enumerate(o.model.chunks):
+        image = cut(o.target, tiles).to(o.model.device, o.dtype)
+        _require_positive(o, o.noise_of(i).variance(image), image, cut(o.use, tiles))
+
+
+def require_variance_at_start(objective: Objective) -> None:
+    """The same where a fit may start from a flat kernel: to explain one that failed."""
+    o, correlator = objective, objective.model.correlator
+    start = flat_start(o).to(o.dtype)
+    for i, (tiles, values) in enumerate(o.model.models(start)):
+        image = correlator.core(values)
+        use = correlator.tiling.cut(o.use, tiles)
+        _require_positive(o, o.noise_of(i).variance(image), image, use)
+
+
+def _require_positive(
+    objective: Objective, variance: torch.Tensor, image: torch.Tensor, use: torch.Tensor
+) -> None:
+    if variance.shape != image.shape:
+        raise NoiseModelError(
+            f"The noise model gives a variance of shape {tuple(variance.shape)} for pixels "
+            f"of shape {tuple(image.shape)}; it must work pixel by pixel."
+        )
+    good = (variance > 0) & (variance < torch.inf)
+    if bool(good.all()) or bool((good | ~use.to(good.device)).all()):
+        return
+    o = objective
+    bad = o.use & ~_positive(o.variance(o.target))
+    bad = bad | (o.use & ~_positive(o.variance(o.model.mv(flat_start(o).double()))))
+    raise NoiseModelError(
+        f"The noise model gives {int(bad.sum())} of {o.n_data} used pixels a variance that is not "
+        "positive and finite; check gain, read noise and variance image, and give a noise model "
+        "of your own a floor."
+    )
 
 
 def _positive(variance: torch.Tensor) -> torch.Tensor:

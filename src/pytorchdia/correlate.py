@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -50,9 +50,6 @@ class Correlator:
         default_factory=dict, repr=False, compare=False
     )
     _held: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)  # bytes
-    _kept_waves: dict[torch.dtype, tuple[Tensor, Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
 
     @cached_property
     def tiling(self) -> Tiling:
@@ -72,26 +69,40 @@ class Correlator:
         spectrum = rows @ kernel.to(rows.dtype) @ columns
         return spectrum.unsqueeze(-3)
 
-    def forward(self, kernel_spectrum: Tensor, tiles: slice) -> Tensor:
-        """The correlation at the pixels of some tiles, (..., tile, row, column)."""
-        dtype = kernel_spectrum.real.dtype
+    def forward(self, kernel_spectrum: Tensor, tiles: slice, level: Tensor | None = None) -> Tensor:
+        """The correlation at the pixels of some tiles, (..., tile, row, column).
+
+        ``level`` (...,) is added to it. Rows and columns are those of the transform: what lies
+        beyond the core of a tile (:attr:`Tiling.core`) has no meaning.
+        """
+        f_y, f_x = self.tiling.fft
+        product = self._spectrum(tiles, kernel_spectrum.real.dtype) * kernel_spectrum
+        if level is not None:
+            product[..., 0, 0] += level[..., None] * (f_y * f_x)
+        values: Tensor = torch.fft.irfft2(product, s=(f_y, f_x))
+        return values
+
+    def core(self, values: Tensor) -> Tensor:
+        """The pixels of tiles without what :meth:`forward` appends to them."""
         rows, columns = self.tiling.core
-        product = self._spectrum(tiles, dtype) * kernel_spectrum
-        values: Tensor = torch.fft.irfft2(product, s=self.tiling.fft)
         return values[..., :rows, :columns]
 
-    def project(self, values: Tensor, tiles: slice, total: Tensor | None) -> Tensor:
-        """Add the transform of the adjoint over some tiles to ``total``, and return that.
+    def project(
+        self, values: Tensor, tiles: slice, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the transform of the adjoint over some tiles to ``total``.
 
-        ``values`` are (..., tile, row, column) and must be 0 at pixels that a tile does not own.
+        Returns the new total and the sum of ``values`` over all pixels, (...,). ``values`` are
+        (..., tile, row, column), padded or not, and must be 0 at pixels that a tile does not own.
         Begin with None and the first chunk; give the end to :meth:`lags`.
         """
         spectrum: Tensor = torch.fft.rfft2(values, s=self.tiling.fft).conj_physical_()
+        level = spectrum[..., 0, 0].real.sum(dim=-1, dtype=torch.float64)
         image = self._spectrum(tiles, values.dtype)
         if total is None:
-            return spectrum * image
+            return spectrum * image, level
         total[..., : image.shape[-3], :, :].addcmul_(spectrum, image)
-        return total
+        return total, level
 
     def lags(self, total: Tensor) -> Tensor:
         """sum_ij values[i, j] image[i + l, j + m] for every lag of the box, (..., ky, kx)."""
@@ -105,27 +116,8 @@ class Correlator:
         e^{+2 pi i y k / f_y} (f_y, ky); the same for x (kx, f_x / 2 + 1); and for the way back
         (f_x / 2 + 1, kx), where each column stands for two, and with the norm.
         """
-        if dtype not in self._kept_waves:
-            (f_y, f_x), (n_y, n_x) = self.tiling.fft, self.half_shape
-            half = f_x // 2 + 1
-            waves = []
-            for length, count, n in ((f_y, f_y, n_y), (f_x, half, n_x)):
-                turns = torch.outer(torch.arange(count), torch.arange(2 * n + 1)) % length
-                angle = turns.to(torch.float64) * (2.0 * math.pi / length)
-                waves.append(torch.polar(torch.ones_like(angle), angle))
-            weight = torch.full((half, 1), 2.0 / (f_y * f_x), dtype=torch.float64)
-            weight[0] /= 2.0
-            if f_x % 2 == 0:
-                weight[-1] /= 2.0
-            kind = torch.complex64 if dtype == torch.float32 else torch.complex128
-            device = self.image.device if self.device is None else self.device
-            rows, columns = waves
-            self._kept_waves[dtype] = (
-                rows.to(device, kind),
-                columns.mT.contiguous().to(device, kind),
-                (weight * columns).to(device, kind),
-            )
-        return self._kept_waves[dtype]
+        device = self.image.device if self.device is None else self.device
+        return _waves(self.tiling.fft, self.half_shape, dtype, device)
 
     def _spectrum(self, tiles: slice, dtype: torch.dtype) -> Tensor:
         key = (tiles.start, dtype)
@@ -144,3 +136,27 @@ class Correlator:
         """Let go of all transforms."""
         self._kept.clear()
         self._held[0] = 0
+
+
+@lru_cache(maxsize=64)
+def _waves(
+    fft: tuple[int, int], half_shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    (f_y, f_x), (n_y, n_x) = fft, half_shape
+    half = f_x // 2 + 1
+    waves = []
+    for length, count, n in ((f_y, f_y, n_y), (f_x, half, n_x)):
+        turns = torch.outer(torch.arange(count), torch.arange(2 * n + 1)) % length
+        angle = turns.to(torch.float64) * (2.0 * math.pi / length)
+        waves.append(torch.polar(torch.ones_like(angle), angle))
+    weight = torch.full((half, 1), 2.0 / (f_y * f_x), dtype=torch.float64)
+    weight[0] /= 2.0
+    if f_x % 2 == 0:
+        weight[-1] /= 2.0
+    kind = torch.complex64 if dtype == torch.float32 else torch.complex128
+    rows, columns = waves
+    return (
+        rows.to(device, kind),
+        columns.mT.contiguous().to(device, kind),
+        (weight * columns).to(device, kind),
+    )

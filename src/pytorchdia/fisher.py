@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -191,8 +192,9 @@ def _variances(
     if pairs is not None:
         gradients = gradients[:, None].expand(-1, pairs, -1)
     result = conjugate_gradients(
-        lambda v: objective.hessian_product(system.curvature, v),
+        partial(objective.hessian_product, system.curvature),
         gradients, system.factor, _CG_TOL, 200,
+        None if pairs is None else partial(objective.subset, system.curvature),
     )  # fmt: skip
     return (gradients * result.solution).sum(dim=-1), result.solved
 

@@ -142,17 +142,22 @@ def grow(mask: Mask, half_shape: tuple[int, int]) -> Mask:
 
 
 def footprint_sum(image: torch.Tensor, half_shape: tuple[int, int]) -> torch.Tensor:
-    """The sum over the footprint of each pixel whose footprint lies in the image, (h, w) less it.
+    """The sum over the footprint of each pixel of (..., h, w) whose footprint lies in the image.
 
     From differences of running sums, so that its cost does not depend on the footprint.
     """
     total = image
-    for axis, n in enumerate(half_shape):
+    for axis, n in zip((-2, -1), half_shape, strict=True):
         zero = torch.zeros_like(total.narrow(axis, 0, 1))
         sums = torch.cat([zero, total], axis).cumsum(axis)
         size = total.shape[axis] - 2 * n
         total = sums.narrow(axis, 2 * n + 1, size) - sums.narrow(axis, 0, size)
     return total
+
+
+def strips(height: int, rows: int = 256) -> list[slice]:
+    """An image of ``height`` rows in strips, for work without whole copies of it."""
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 def outside(shape: tuple[int, int], half_shape: tuple[int, int]) -> Mask:

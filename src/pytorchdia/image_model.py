@@ -9,14 +9,14 @@ and count for nothing in ``rmv`` and ``gram``. Every array may have axes before 
 a stack of references, of parameters, or of both.
 
 The work is done in tiles (:mod:`pytorchdia.correlate`). ``Tiled`` stands for an image that exists
-only as the chunks of tiles in which it is worked on.
+only as the chunks of tiles in which it is worked on, each padded to the size of its transforms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -25,13 +25,12 @@ from .arrays import Image, Kernel, Mask, Matrix, Params, Scalar, Tiled
 from .background import PolynomialBackground
 from .correlate import Correlator
 from .errors import InputError, ShapeError
-from .frame import outside
+from .frame import footprint_sum, outside, strips
 from .kernel import KernelModel
 
 __all__ = ["ImageModel"]
 
 _GRAM_ELEMENTS = 4_000_000  # size of one block of rows of A in `gram`: 32 MB in float64
-_STRIP = 256  # rows of an image that are worked on at a time
 _KEEP = 2**26  # bytes of transforms that are kept however small the frame
 _KEEP_PER_PIXEL = 6  # and per pixel of the reference: the float32 transforms of its tiles fit
 
@@ -134,11 +133,15 @@ class ImageModel:
         return torch.cat([self.kernel.coefficients(ones), zeros])
 
     def models(self, theta: Params) -> Iterator[tuple[slice, Tensor]]:
-        """A theta chunk by chunk: (tiles, their pixels (..., tile, row, column))."""
+        """A theta chunk by chunk: (tiles, their pixels (..., tile, row, column), padded)."""
         k, b = self.split(theta)
         spectrum = self.correlator.kernel_spectrum(self.kernel.image(k))
+        level = b[..., 0] if self.background.degree == 0 else None
         for tiles in self.chunks:
-            yield tiles, self.correlator.forward(spectrum, tiles) + self._background(b, tiles)
+            values = self.correlator.forward(spectrum, tiles, level)
+            if level is None:
+                self.correlator.core(values).add_(self._background(b, tiles))
+            yield tiles, values
 
     def mv(self, theta: Params) -> Image:
         """A theta: the model image [ADU], (..., h, w); 0 in the border."""
@@ -174,6 +177,11 @@ class ImageModel:
             return image[i]
         return self.correlator.tiling.cut_owned(image, self.chunks[i], self.device)
 
+    def padded_part(self, image: Image | Tiled, i: int) -> Tensor:
+        """The i-th chunk, padded to the size of its transforms as the chunks of a Tiled are."""
+        part = self.part(image, i)
+        return part if isinstance(image, list) else self.correlator.tiling.padded(part)
+
     def assembled(self, image: Image | Tiled) -> Image:
         """A tiled image in one piece, (..., h, w); 0 in the border."""
         if not isinstance(image, list):
@@ -189,7 +197,9 @@ class ImageModel:
         dtype = weight[0].dtype
         projection = Projection(self)
         for i, (tiles, values) in enumerate(self.models(theta.to(dtype))):
-            projection.add(tiles, values * self.part(weight, i))
+            part = self.padded_part(weight, i)
+            fits = _broadcast(values.shape, part.shape) == values.shape
+            projection.add(tiles, values.mul_(part) if fits else values * part)
         return projection.params()
 
     def gram(self, weight: Image | Tiled) -> Matrix:
@@ -220,35 +230,33 @@ class ImageModel:
         rows = torch.cat([rows, torch.stack(terms, dim=1)], dim=1)
         return (rows.T @ (rows * weight.reshape(-1)[pixels, None])).to(torch.float64)
 
-    def gram_toeplitz(self, weight: Image | Tiled, exact_diagonal: bool = True) -> Matrix:
-        """An approximation of :meth:`gram` from the autocorrelation of sqrt(w) R, float64.
+    def gram_toeplitz(self, weight: Image | Tiled) -> Matrix:
+        """An approximation of :meth:`gram` from one autocorrelation, float64.
 
-        A' diag(w) A weights the product of two shifted references by w. Here each reference is
-        multiplied by sqrt(w) before it is shifted. That makes a Gram matrix as well, so it is
-        positive semi-definite, and it needs one autocorrelation only. Rows and columns are then
-        scaled so that the diagonal is exact, unless ``exact_diagonal`` is False.
+        A' diag(w) A weights the product of two shifted references by w. Here each pixel of the
+        reference carries one weight instead, wherever it is shifted to: the mean of w over the
+        places to which the kernel's box takes it, so that the trace is exact. With v that mean,
+        the result is the Gram matrix of shifted copies of sqrt(v) R (positive semi-definite,
+        therefore), its rows and columns scaled so that the whole diagonal is exact.
         ``weight`` must not be negative, and 0 in the border; its dtype is used.
         """
         (ky, kx), (n_y, n_x) = self.kernel.shape, self.kernel.half_shape
-        weight = self.assembled(weight)
-        margin = (2 * n_x, 2 * n_x, 2 * n_y, 2 * n_y)
-        root = torch.nn.functional.pad(weight.sqrt(), margin)
+        dtype, device, lead = weight[0].dtype, weight[0].device, self._lead(weight)
+        whole = self.assembled(weight)
+        exact = self._gram_diagonal(weight, whole)
+        root = self._root_of_mean(whole)
+        del whole
         padded = root.clone()
-        inner = padded[..., 2 * n_y : 2 * n_y + self.shape[0], 2 * n_x : 2 * n_x + self.shape[1]]
-        for top in range(0, self.shape[0], _STRIP):  # without a whole copy of R in this dtype
-            inner[..., top : top + _STRIP, :] *= self.reference[..., top : top + _STRIP, :].to(root)
+        inner = padded[..., 2 * n_y : -2 * n_y or None, 2 * n_x : -2 * n_x or None]
+        for rows in strips(self.shape[0]):  # without a whole copy of R in this dtype
+            inner[..., rows, :] *= self.reference[..., rows, :].to(root)
         shifted = Correlator(padded, (2 * n_y, 2 * n_x))
         power = _correlation(shifted, padded)
-        dy, dx = (torch.arange(k, device=weight.device) for k in (ky, kx))
-        dy, dx = dy[:, None] - dy + 2 * n_y, dx[:, None] - dx + 2 * n_x
         n_k = self.kernel.n_params
-        lead = weight.shape[:-2]
-        gram = torch.empty(
-            *lead, self.n_params, self.n_params, dtype=torch.float64, device=weight.device
-        )
-        index = (dy[:, None, :, None] * power.shape[-1] + dx[None, :, None, :]).reshape(-1)
+        gram = torch.empty(*lead, self.n_params, self.n_params, dtype=torch.float64, device=device)
+        index = _lag_index(self.kernel.shape).to(device)
         gram[..., :n_k, :n_k] = power.flatten(-2)[..., index].reshape(*lead, n_k, n_k)
-        xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
+        xi, eta = self.background.axes(self.shape, dtype, device)
         xi_padded, eta_padded = (
             torch.nn.functional.pad(axis, (2 * n, 2 * n)) for axis, n in ((xi, n_y), (eta, n_x))
         )
@@ -257,19 +265,37 @@ class ImageModel:
             cross = _correlation(shifted, term)[..., n_y : n_y + ky, n_x : n_x + kx]
             gram[..., n_k + k, :n_k] = cross.flatten(-2)
         gram[..., :n_k, n_k:] = gram[..., n_k:, :n_k].mT
-        gram[..., n_k:, n_k:] = self._background_gram(weight, xi, eta)
-        return self._with_exact_diagonal(gram, weight) if exact_diagonal else gram
+        del shifted, padded
+        root = root[..., 2 * n_y : -2 * n_y or None, 2 * n_x : -2 * n_x or None]
+        gram[..., n_k:, n_k:] = self._background_gram(root.mul_(root))
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()
+        return gram.mul_(ratio.unsqueeze(-1)).mul_(ratio.unsqueeze(-2))
 
-    def _with_exact_diagonal(self, gram: Matrix, weight: Image) -> Matrix:
-        """``gram`` scaled on both sides so that its diagonal is that of A' diag(w) A."""
+    def _gram_diagonal(self, weight: Image | Tiled, whole: Image) -> Params:
+        """The diagonal of :meth:`gram`, (..., p), float64; ``whole`` is the weight in one piece."""
         squares = Correlator(
             self.reference, self.kernel.half_shape, device=self.compute_on, squared=True
         )
-        exact = _correlation(squares, weight).flatten(-2).to(torch.float64)
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)[..., : self.kernel.n_params]
-        ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()
-        ratio = torch.cat([ratio, ratio.new_ones(*ratio.shape[:-1], self.background.n_params)], -1)
-        return gram * ratio.unsqueeze(-1) * ratio.unsqueeze(-2)
+        total = None
+        for i, tiles in enumerate(squares.chunks):
+            total, _ = squares.project(self.part(weight, i), tiles, total)
+        assert total is not None
+        background = self._background_gram(whole).diagonal(dim1=-2, dim2=-1)
+        return torch.cat([squares.lags(total).flatten(-2).to(torch.float64), background], dim=-1)
+
+    def _root_of_mean(self, weight: Image) -> Tensor:
+        """Root of the mean of w over the places of each pixel of R, with a margin of 2 n of 0."""
+        (ky, kx), (n_y, n_x), (h, w) = self.kernel.shape, self.kernel.half_shape, self.shape
+        root = weight.new_zeros(*weight.shape[:-2], h + 4 * n_y, w + 4 * n_x)
+        for rows in strips(h):
+            top, bottom = max(rows.start - n_y, 0), min(rows.stop + n_y, h)
+            margin = (n_x, n_x, top - rows.start + n_y, rows.stop + n_y - bottom)
+            near = torch.nn.functional.pad(weight[..., top:bottom, :], margin)
+            mean = footprint_sum(near, (n_y, n_x)).clamp_(min=0.0).div_(ky * kx)
+            place = slice(2 * n_y + rows.start, 2 * n_y + rows.stop)
+            root[..., place, 2 * n_x : 2 * n_x + w] = mean.sqrt_()
+        return root
 
     def _gram_of(self, reference: Tensor, weight: Tensor) -> Matrix:
         (n_y, n_x), (ky, kx) = self.kernel.half_shape, self.kernel.shape
@@ -297,10 +323,11 @@ class ImageModel:
             gram += (block.T @ (block * used.reshape(-1, 1))).to(torch.float64)
         return 0.5 * (gram + gram.T)
 
-    def _background_gram(self, weight: Image, xi: Tensor, eta: Tensor) -> Matrix:
+    def _background_gram(self, weight: Image) -> Matrix:
         exponents, d = self.background.exponents, self.background.degree
         if d == 0:
             return weight.sum(dim=(-2, -1), dtype=torch.float64)[..., None, None]
+        xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
         powers_y, powers_x = (
             torch.stack([axis.double() ** k for k in range(2 * d + 1)]) for axis in (xi, eta)
         )
@@ -308,6 +335,9 @@ class ImageModel:
         moments = powers_y @ columns  # (..., power of y, power of x)
         index = [[(n + q, m + p) for p, q in exponents] for m, n in exponents]
         return moments[..., torch.tensor(index)[..., 0], torch.tensor(index)[..., 1]]
+
+    def _lead(self, weight: Image | Tiled) -> torch.Size:
+        return weight[0].shape[:-3] if isinstance(weight, list) else weight.shape[:-2]
 
     def _background(self, coefficients: Params, tiles: slice) -> Tensor:
         """B at the pixels of some tiles."""
@@ -342,11 +372,12 @@ class Projection:
     def add(self, tiles: slice, values: Tensor) -> None:
         """Add the pixels (..., tile, row, column) of some tiles, 0 where they do not count."""
         model = self._model
-        self._kernel = model.correlator.project(values, tiles, self._kernel)
+        self._kernel, level = model.correlator.project(values, tiles, self._kernel)
         if model.background.degree == 0:
-            moments = values.sum(dim=(-3, -2, -1), dtype=torch.float64).unsqueeze(-1)
+            moments = level.unsqueeze(-1)
         else:
             rows, columns = model.powers(tiles, values.dtype)
+            values = model.correlator.core(values)
             table = (rows.mT @ values @ columns).sum(dim=-3).to(torch.float64)
             m, n = (torch.tensor(e) for e in zip(*model.background.exponents, strict=True))
             moments = table[..., n, m]
@@ -365,9 +396,17 @@ def _correlation(correlator: Correlator, image: Tensor) -> Tensor:
     total = None
     for tiles in correlator.chunks:
         values = correlator.tiling.cut_owned(image, tiles, image.device)
-        total = correlator.project(values, tiles, total)
+        total, _ = correlator.project(values, tiles, total)
     assert total is not None
     return correlator.lags(total)
+
+
+@lru_cache(maxsize=16)
+def _lag_index(shape: tuple[int, int]) -> Tensor:
+    """Where the lag between two pixels of a kernel lies in its lags, flat, (n_k * n_k,)."""
+    ky, kx = shape
+    dy, dx = (torch.arange(k)[:, None] - torch.arange(k) + k - 1 for k in (ky, kx))
+    return (dy[:, None, :, None] * (2 * kx - 1) + dx[None, :, None, :]).reshape(-1)
 
 
 def _broadcast(*shapes: torch.Size) -> torch.Size:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .arrays import Pixels
+from .elementwise import Derivatives, derivatives
 from .errors import InputError
 
 __all__ = ["Gaussian", "Huber", "Likelihood", "StudentT"]
@@ -28,6 +29,13 @@ class Likelihood(ABC):
 
         Written in torch operations that act on each element by itself.
         """
+
+    def derivatives(self, z: Pixels, order: int) -> Derivatives:
+        """Rho and its derivatives by ``z`` up to ``order``, by automatic differentiation.
+
+        To be overridden only where that is worth the speed.
+        """
+        return derivatives(self.rho, z, order)
 
     @property
     @abstractmethod
@@ -53,6 +61,9 @@ class Gaussian(Likelihood):
 
     def rho(self, z: Pixels) -> Pixels:
         return 0.5 * z**2
+
+    def derivatives(self, z: Pixels, order: int) -> Derivatives:
+        return Derivatives(self.rho(z), z, 1.0)
 
     @property
     def log_norm(self) -> float:

@@ -20,8 +20,8 @@ class Factor:
     """Cholesky factor of a matrix scaled to a unit diagonal, ``jitter`` added to that diagonal.
 
     ``lower`` is (..., p, p) and ``scale`` (..., p): one matrix, or one for each pair of a stack.
-    ``quick`` may hold the inverse of the scaled matrix, for preconditioners: for a stack a product
-    with it is quicker than two triangular solutions.
+    ``quick`` may hold the inverse of the scaled matrix in float32, for preconditioners: for a stack
+    a product with it is quicker than two triangular solutions.
     """
 
     lower: Matrix
@@ -47,7 +47,7 @@ class Factor:
 
     def with_quick(self) -> Factor:
         """The same with its inverse at hand."""
-        return replace(self, quick=torch.cholesky_inverse(self.lower))
+        return replace(self, quick=torch.cholesky_inverse(self.lower.to(torch.float32)))
 
     def solve(self, rhs: Tensor) -> Tensor:
         """H^-1 rhs for vectors (..., p)."""
@@ -59,7 +59,7 @@ class Factor:
     def _solve(self, rows: Tensor) -> Tensor:
         """The scaled systems, for (..., sides, p)."""
         if self.quick is not None:  # symmetric: from the left it is read along its rows
-            return rows @ self.quick
+            return (rows.to(torch.float32) @ self.quick).to(rows)
         half = torch.linalg.solve_triangular(self.lower, rows.mT, upper=False)
         whole: Tensor = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
         return whole.mT
@@ -77,16 +77,13 @@ def cholesky(matrix: Matrix, least_pivot: float, jitter: float = 0.0) -> tuple[F
     pivot of the scaled matrix is not above ``least_pivot``.
     """
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    good = torch.isfinite(matrix).all(dim=-1).all(dim=-1) & (diagonal > 0).all(dim=-1)
-    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    if not bool(good.all()):
-        matrix = torch.where(good[..., None, None], matrix, unit)
-        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    scale = diagonal.rsqrt()
+    good = ((diagonal > 0) & (diagonal < torch.inf)).all(dim=-1)
+    scale = torch.where(good.unsqueeze(-1), diagonal, 1.0).rsqrt()
     scaled = scale.unsqueeze(-1) * matrix * scale.unsqueeze(-2)
-    if jitter:
-        scaled = scaled + jitter * unit
-    lower, info = torch.linalg.cholesky_ex(scaled)
+    if not bool(good.all()) or jitter:
+        unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        scaled = torch.where(good[..., None, None], scaled + jitter * unit, unit)
+    lower, info = torch.linalg.cholesky_ex(scaled)  # what is not finite leaves a pivot that is not
     pivot = lower.diagonal(dim1=-2, dim2=-1).amin(dim=-1) ** 2
     return Factor(lower, scale, jitter), good & (info == 0) & (pivot > least_pivot)
 

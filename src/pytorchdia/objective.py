@@ -137,71 +137,101 @@ class Objective:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.model.device)
         projection, curvatures = Projection(self.model), []
+        correlator = self.model.correlator
         with torch.no_grad():
             for i, (tiles, model) in enumerate(self.model.models(theta.to(dtype))):
-                terms = self._pixel_terms(model, i, curvature)
+                terms = self._pixel_terms(correlator.core(model), i, curvature)
                 total = total + terms[0].sum(dim=(-3, -2, -1), dtype=torch.float64)
                 projection.add(tiles, terms[1])
                 if curvature:
-                    curvatures.append(terms[2].to(self.dtype))
+                    curvatures.append(correlator.tiling.padded(terms[2].to(self.dtype)))
         gradient = projection.params()
         if self.penalty_matrix is not None:
             gradient = gradient + 2.0 * _product(self.penalty_matrix, theta)
-        loss = total + self._penalty_value(theta)
+        constant = self.counts.to(total) * self.likelihood.log_norm
+        loss = total + constant + self._penalty_value(theta)
         return Evaluation(loss, gradient, curvatures if curvature else None)
 
+    @cached_property
+    def _all_used(self) -> list[bool]:
+        """For each chunk of tiles whether all its pixels are used."""
+        cut = self.model.correlator.tiling.cut
+        return [bool(cut(self.use, tiles).all()) for tiles in self.model.chunks]
+
+    def _used(self, i: int) -> Tensor | None:
+        """True where a pixel of the i-th chunk is used and owned; None stands for all of them."""
+        return None if self._all_used[i] else self.model.part(self.use, i)
+
+    def masked(self, values: Pixels, i: int) -> Pixels:
+        """Pixels of the i-th chunk, 0 where they are not used; ``values`` may be changed."""
+        return self._masked(values, self._used(i), i)
+
+    def _masked(self, values: Pixels, use: Tensor | None, i: int) -> Pixels:
+        if use is None:
+            return self.model.correlator.tiling.disown(values, self.model.chunks[i])
+        return torch.where(use, values, 0.0)
+
     def _pixel_terms(self, model: Pixels, i: int, curvature: bool) -> tuple[Pixels, ...]:
-        """nll, g and, if asked for, h of the pixels of one chunk, 0 where they are not used."""
-        parts = self.model.part
-        use, target = parts(self.use, i), parts(self.target, i).to(model.dtype)
-        everything = bool(use.all())
-        if not everything:
-            model = torch.where(use, model, target.abs() + 1.0)
-        noise = self.noise_of(i)
+        """Nll without its constant, g and, if asked for, h of the pixels of one chunk.
+
+        They are 0 where a pixel is not used.
+        """
+        use = self._used(i)
+        target = self.model.correlator.tiling.cut(self.target, self.model.chunks[i])
         order = 2 if curvature else 1
-        v, dv, ddv = _derivatives(noise.variance, model, order)
-        if not everything:
+        v, dv, ddv = self.noise_of(i).derivatives(model, order)
+        if use is not None:
             v = torch.where(use, v, 1.0)
         s = v.rsqrt()
-        z = (target - model) * s
-        rho, drho, ddrho = _derivatives(self.likelihood.rho, z, order)
-        nll = rho + 0.5 * v.log() + self.likelihood.log_norm
-        assert drho is not None
-        if dv is None:
-            g = -drho * s
-            h = None if not curvature else _times(ddrho, s * s)
-        else:
-            q = dv * (s * s)  # the logarithmic derivative of sigma^2
-            dz = -s - 0.5 * z * q
-            g = drho * dz + 0.5 * q
-            h = None
+        z = (target.to(model) - model).mul_(s)
+        rho, slope, ddrho = self.likelihood.derivatives(z, order)
+        drho = torch.as_tensor(slope, dtype=z.dtype, device=z.device)
+        nll = torch.add(rho, v.log(), alpha=0.5)
+        h: Pixels | None = None
+        if isinstance(dv, float):  # the variance does not follow the model
+            g = -(drho * s)
             if curvature:
-                curved = 0.0 if ddv is None else ddv * (s * s)
-                ddz = q * s + z * (0.75 * q * q - 0.5 * curved)
-                h = _times(ddrho, dz * dz) + drho * ddz + 0.5 * (curved - q * q)
+                h = ddrho * (s * s)
+        else:
+            u = s * s
+            q = dv * u  # the logarithmic derivative of sigma^2
+            t = torch.addcmul(s, z, q, value=0.5)  # -dz/dM
+            g = torch.addcmul(q, t, drho, value=-2.0).mul_(0.5)
+            if curvature:
+                bend = torch.addcmul(s, z, q, value=0.75).mul_(q)  # d2z/dM2
+                h = (t * t).mul_(ddrho).addcmul_(q, q, value=-0.5)
+                if not isinstance(ddv, float):
+                    curved = ddv * u
+                    bend.addcmul_(z, curved, value=-0.5)
+                    h.add_(curved, alpha=0.5)
+                h.addcmul_(bend, drho)
         terms = (nll, g) if h is None else (nll, g, h)
-        return terms if everything else tuple(torch.where(use, t, 0.0) for t in terms)
+        return tuple(self._masked(term, use, i) for term in terms)
 
-    def weights(self, how: Callable[[Pixels, Pixels], Pixels]) -> Tiled:
-        """``how(target, variance(target))`` of every used pixel and 0 elsewhere, tiled."""
-        tiled = []
-        for i in range(len(self.model.chunks)):
-            use = self.model.part(self.use, i)
-            target = self.model.part(self.target, i).to(self.dtype)
-            variance = torch.where(use, self.noise_of(i).variance(target), 1.0)
-            tiled.append(torch.where(use, how(target, variance), 0.0))
-        return tiled
+    def weighted_target(self) -> tuple[Tiled, Params]:
+        """Weights 1/sigma^2(I), 0 at unused pixels, tiled; and A' (I/sigma^2), (..., p)."""
+        projection, weights = Projection(self.model), []
+        for i, tiles in enumerate(self.model.chunks):
+            use = self._used(i)
+            target = self.model.correlator.tiling.cut(self.target, tiles)
+            target = target.to(self.model.device, self.dtype)
+            weight = self.noise_of(i).variance(target).reciprocal()
+            weight = self._masked(weight, use, i)
+            projection.add(tiles, weight * target)
+            weights.append(self.model.correlator.tiling.padded(weight))
+        return weights, projection.params()
 
     def majoriser(self, theta: Params) -> Tiled:
         """-g / (I - M), tiled: the weight of the least squares problem that touches the loss."""
-        weights = []
+        weights, correlator = [], self.model.correlator
         with torch.no_grad():
-            for i, (_, model) in enumerate(self.model.models(theta)):
+            for i, (_, values) in enumerate(self.model.models(theta)):
+                model = correlator.core(values)
                 use = self.model.part(self.use, i)
                 residual = torch.where(use, self.model.part(self.target, i) - model, 0.0)
                 g = self._pixel_terms(model, i, curvature=False)[1]
                 weight = torch.where(residual != 0, -g / residual, 0.0)
-                weights.append(weight.clamp(min=0.0))
+                weights.append(correlator.tiling.padded(weight.clamp(min=0.0)))
         return weights
 
     def hessian(self, curvature: Image | Tiled, dtype: torch.dtype | None = None) -> Matrix:
@@ -218,6 +248,11 @@ class Objective:
         if self.penalty_matrix is not None:
             product = product + 2.0 * _product(self.penalty_matrix, theta)
         return product
+
+    def subset(self, curvature: Tiled, rows: Tensor) -> Callable[[Params], Params]:
+        """:meth:`hessian_product` for some pairs of a stack."""
+        some, parts = self[rows], [part[rows] for part in curvature]
+        return lambda theta: some.hessian_product(parts, theta)
 
     def preconditioner(self, curvature: Image | Tiled) -> Matrix:
         """A quick approximation of :meth:`hessian` for ``curvature`` that is nowhere negative."""
@@ -238,7 +273,7 @@ class Objective:
         rest = weight.clone()
         rest.reshape(-1)[pixels] = 0.0
         exact = model.gram_of_pixels(weight, pixels)
-        return self._with_penalty(exact + model.gram_toeplitz(rest, exact_diagonal=False))
+        return self._with_penalty(exact + model.gram_toeplitz(rest))
 
     def _with_penalty(self, matrix: Matrix) -> Matrix:
         return matrix if self.penalty_matrix is None else matrix + 2.0 * self.penalty_matrix
@@ -264,24 +299,3 @@ def footprint_energy(reference: Image, half_shape: tuple[int, int]) -> Image:
 
 def _product(matrix: Matrix, vector: Params) -> Params:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _times(factor: Tensor | None, values: Tensor) -> Tensor:
-    """A second derivative times ``values``; None stands for a derivative that is 0."""
-    return torch.zeros_like(values) if factor is None else factor * values
-
-
-def _derivatives(
-    function: Callable[[Pixels], Pixels], x: Pixels, order: int
-) -> tuple[Pixels, Pixels | None, Pixels | None]:
-    """An elementwise function and its derivatives up to ``order``; None where one is zero."""
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        y = function(x)
-        if not y.requires_grad:
-            return y, None, None
-        (first,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=order > 1)
-        second = None
-        if order > 1 and first.requires_grad:
-            (second,) = torch.autograd.grad(first, x, torch.ones_like(first), allow_unused=True)
-    return y.detach(), first.detach(), second

@@ -21,12 +21,13 @@ from .checks import (
     require_same_shape,
     require_structure,
     require_variance,
+    require_variance_at_start,
     usable_device,
     usable_dtype,
 )
-from .errors import Finding, InputError, ShapeError
+from .errors import Finding, InputError, ShapeError, Status
 from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
-from .frame import Flag, Frame, grow, outside, with_flag
+from .frame import Flag, Frame, grow, outside, strips, with_flag
 from .image_model import ImageModel
 from .io import as_frames
 from .kernel import DeltaKernel, KernelModel
@@ -153,6 +154,8 @@ def subtract(
             if single
             else solver.solve_stack(objective, on_step=on_step)
         )
+        if any(s.status is not Status.CONVERGED for s in solutions):
+            require_variance_at_start(objective)
         errors: list[Uncertainty | None] = [None] * len(group)
         if not (single or covariance) and not any(s.clipped is not None for s in solutions):
             errors = uncertainties_of_stack(objective, [s.system for s in solutions])
@@ -277,7 +280,7 @@ def _objective(
         return (images[0] if len(images) == 1 else torch.stack(images)).to(home)
 
     shared = all(pair.reference is group[0].reference for pair in group)
-    references = stacked([_flattened(pair) for pair in (group[:1] if shared else group)])
+    references = stacked([_flattened(pair, dtype) for pair in (group[:1] if shared else group)])
     model = ImageModel(references, kernel, background, plan.keep, device)
     target = stacked([pair.target.data for pair in group])
     use = stacked([pair.flags == 0 for pair in group])
@@ -285,10 +288,17 @@ def _objective(
     return Objective(model, target, use, noise, likelihood, penalty, dtype)
 
 
-def _flattened(pair: Pair) -> torch.Tensor:
-    """The reference without its background, 0 at bad pixels, float64."""
-    data = pair.reference.data.to(torch.float64, copy=True)
-    return data.sub_(pair.level).masked_fill_(pair.reference.mask, 0.0)
+def _flattened(pair: Pair, dtype: torch.dtype) -> torch.Tensor:
+    """The reference without its background, 0 at bad pixels.
+
+    It is float32 only if the fit and the reference are: rounding then adds no more than was there.
+    """
+    data = pair.reference.data
+    exact = torch.promote_types(data.dtype, dtype)
+    flat = torch.empty(data.shape, dtype=exact)
+    for rows in strips(len(data)):
+        flat[rows] = data[rows].to(torch.float64) - pair.level
+    return flat.masked_fill_(pair.reference.mask, 0.0)
 
 
 def _finish(
@@ -304,6 +314,8 @@ def _finish(
     if errors is None:
         errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
     objective.model.correlator.forget()  # room for the images of the result
+    if solution.system is not None:
+        solution.system.curvature.clear()
     result = assemble(pair, objective, replace(solution, system=None), errors)
     return replace(result, settings={**result.settings, "solver": repr(solver)})
 

@@ -72,7 +72,7 @@ class Tiling:
     """Tiles of a frame of ``shape`` (h, w) for a kernel of ``half_shape`` (n_y, n_x).
 
     Tiles are numbered row by row; ``tiles`` is always a slice of those numbers. The tiles of an
-    image (..., h, w) have the axes (..., tile, row, column).
+    image (..., h, w) have the axes (..., tile, row, column). They may be :meth:`padded`.
     """
 
     shape: tuple[int, int]
@@ -117,9 +117,10 @@ class Tiling:
 
     def cut_owned(self, image: Tensor, tiles: slice, device: torch.device) -> Tensor:
         """The tiles of an image on ``device``, 0 at the pixels that another tile owns."""
-        cut = self.cut(image, tiles).to(device)
-        owned = self.owned(tiles, device)
-        return cut if owned is None else torch.where(owned, cut, torch.zeros_like(cut[..., :1]))
+        cut = self.cut(image, tiles)
+        if tiles.stop - tiles.start == 1 and any(self._shared[tiles.start]):
+            cut = cut.clone()  # one tile alone is a view of the image
+        return self.disown(cut.to(device), tiles)
 
     def cut_wide(self, image: Tensor, tiles: slice) -> Tensor:
         """The tiles of an image with their halo."""
@@ -133,17 +134,21 @@ class Tiling:
             zip(self._corners[tiles], self._shared[tiles], strict=True)
         ):
             rows, columns = slice(y + n_y + s_y, y + n_y + c_y), slice(x + n_x + s_x, x + n_x + c_x)
-            image[..., rows, columns] = values[..., i, s_y:, s_x:]
+            image[..., rows, columns] = values[..., i, s_y:c_y, s_x:c_x]
 
-    def owned(self, tiles: slice, device: torch.device) -> Tensor | None:
-        """True where a pixel belongs to the tile, (tile, row, column); None if all do."""
-        shared = self._shared[tiles]
-        if not any(map(any, shared)):
-            return None
-        s_y, s_x = torch.tensor(shared, device=device).T[..., None, None]
-        rows, columns = (torch.arange(n, device=device) for n in self.core)
-        own: Tensor = (rows[:, None] >= s_y) & (columns >= s_x)
-        return own
+    def disown(self, values: Tensor, tiles: slice) -> Tensor:
+        """``values``, set to 0 (in place) at the pixels that another tile owns."""
+        for i, (s_y, s_x) in enumerate(self._shared[tiles]):
+            if s_y:
+                values[..., i, :s_y, :] = 0
+            if s_x:
+                values[..., i, :, :s_x] = 0
+        return values
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Tiles with zeros appended up to the size of their transform."""
+        (c_y, c_x), (f_y, f_x) = values.shape[-2:], self.fft
+        return torch.nn.functional.pad(values, (0, f_x - c_x, 0, f_y - c_y))
 
     def _pieces(
         self, image: Tensor, tiles: slice, offset: tuple[int, int], size: tuple[int, int]

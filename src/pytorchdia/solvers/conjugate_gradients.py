@@ -57,8 +57,8 @@ def conjugate_gradients(
         preconditioner; one for all or (...,).
     max_iterations : int
     subset : callable, optional
-        From the numbers of some systems to the product of those alone, for ``rhs`` (systems, p):
-        once half of them are solved, the others go on by themselves.
+        From the numbers of some systems to the product of those alone, for ``rhs`` (..., systems,
+        p): once half of them are solved, the others go on by themselves.
     """
     solution, residual = torch.zeros_like(rhs), rhs
     direction = scaled = preconditioner.solve(residual)
@@ -66,16 +66,21 @@ def conjugate_gradients(
     goal = torch.as_tensor(tol, dtype=rhs.dtype, device=rhs.device) ** 2 * first
     active, failed = size > 0, ~(size >= 0)
     done: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-    rows = torch.arange(len(rhs), device=rhs.device) if subset is not None else None
+    rows = None if subset is None else torch.arange(rhs.shape[-2], device=rhs.device)
     iteration = 0
     while iteration < max_iterations and bool(active.any()):
-        if subset is not None and rows is not None and 2 * int(active.sum()) <= len(rows):
-            rest = active.nonzero()[:, 0]
+        unsolved = active.reshape(-1, active.shape[-1]).any(dim=0) if rows is not None else active
+        if subset is not None and rows is not None and 2 * int(unsolved.sum()) <= len(rows):
+            rest = unsolved.nonzero()[:, 0]
             done.append((rows, (solution, residual, size, failed, active)))
             rows, preconditioner = rows[rest], preconditioner[rest]
             product = subset(rows)
-            solution, residual, direction = solution[rest], residual[rest], direction[rest]
-            size, goal, failed, active = size[rest], goal[rest], failed[rest], active[rest]
+            solution, residual, direction = (
+                vectors[..., rest, :] for vectors in (solution, residual, direction)
+            )
+            size, goal, failed, active = (
+                numbers[..., rest] for numbers in (size, goal, failed, active)
+            )
         iteration += 1
         image = product(direction)
         curvature = _dot(direction, image)
@@ -94,7 +99,8 @@ def conjugate_gradients(
             now = (solution, residual, size, failed, active)
             place = torch.isin(its_rows, rows).nonzero()[:, 0]
             solution, residual, size, failed, active = (
-                old.index_copy(0, place, new) for old, new in zip(before, now, strict=True)
+                old.index_copy(old.ndim - (2 if old.ndim == rhs.ndim else 1), place, new)
+                for old, new in zip(before, now, strict=True)
             )
             rows = its_rows
     reduction = torch.where(first > 0, size / first, 0.0).clamp(min=0.0).sqrt()

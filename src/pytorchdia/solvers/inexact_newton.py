@@ -9,7 +9,7 @@ handed back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ _FIRST_TOL = 1e-3  # relative residual of the least squares start by conjugate g
 _FAR_TOL = 5e-3  # of a Newton step far from the minimum,
 _NEAR_TOL = 1e-4  # and of one near it
 _NEAR = 1.0  # decrement below which a fit is near: from there on float64 decides
-_FEW = 14  # iterations after which a closer preconditioner pays
+_FEW = 10  # iterations after which a closer preconditioner pays
+_FEW_SMALL = 30  # and for frames of less than
+_SMALL = 2**17  # this many pixels, whose products cost little
 _SLOW = 1e-3  # share of the decrement that a step near the minimum may leave
 _PATIENCE = 4  # steps near the minimum after which a loss counts as rough, if it has not converged:
 _ROUGH = 100.0  # it then ends within this many times the goal
@@ -144,9 +146,9 @@ class _Descent:
     def least_squares(self) -> None:
         """Start from the least squares solution with weights 1/sigma^2(I)."""
         o = self.objective
-        self.curvature = self.cast(o.weights(lambda target, variance: 1.0 / variance))
+        weights, rhs = o.weighted_target()
+        self.curvature = self.cast(weights)
         self.prepare()
-        rhs = o.model.rmv(o.weights(lambda target, variance: target / variance))
         self.theta = self.solve(rhs, _FIRST_TOL)
         self.curvature = []
         self.steps, self.begun = 1, True
@@ -204,11 +206,9 @@ class _Descent:
         def product(vector: Params) -> Params:
             return self.objective.hessian_product(curvature, vector)
 
-        def subset(rows: Tensor) -> Callable[[Params], Params]:
-            some, parts = self.objective[rows], [part[rows] for part in curvature]
-            return lambda vector: some.hessian_product(parts, vector)
-
-        few = MAX_CG if self.refined else _FEW
+        subset = partial(self.objective.subset, curvature)
+        few = _FEW if self.objective.target[0].numel() >= _SMALL else _FEW_SMALL
+        few = MAX_CG if self.refined else few
         result = conjugate_gradients(product, rhs, self.factor, tol, few, subset)
         slow = self.active & ~result.solved
         if self.refined or not bool(slow.any()):
@@ -224,11 +224,6 @@ class _Descent:
         matrix = self.objective.preconditioner(absolute(self.curvature))
         self.factor, good = cholesky(matrix, LEAST_PIVOT[self.dtype])
         self.hand_back(self.active & ~good)
-        self.use_factor()
-
-    def use_factor(self) -> None:
-        """Measure the error of P; for a stack, if float32 does, get the inverses of the factors."""
-        assert self.factor is not None
         if len(self.pairs) > 1 and self.dtype == torch.float32:
             self.factor = self.factor.with_quick()
         self.scale_error = scale_error(self.objective, self.factor)
@@ -236,15 +231,15 @@ class _Descent:
     def refine(self, rows: Tensor) -> None:
         """A closer preconditioner for some pairs."""
         assert self.factor is not None
-        lower, scale = self.factor.lower.clone(), self.factor.scale.clone()
+        factors = [self.factor[i] for i in range(len(self.pairs))]
         for i in rows.nonzero()[:, 0].tolist():
             mine = absolute([part[i] for part in self.curvature])
             matrix = self.objective[i].close_preconditioner(mine)
             factor, good = cholesky(matrix, LEAST_PIVOT[self.dtype])
             if bool(good):
-                lower[i], scale[i] = factor.lower, factor.scale
-        self.factor, self.refined = Factor(lower, scale, 0.0), True
-        self.use_factor()
+                factors[i] = factor if factors[i].quick is None else factor.with_quick()
+        self.factor, self.refined = Factor.stack(factors), True
+        self.scale_error = scale_error(self.objective, self.factor)
 
     def release(self, e: Evaluation) -> None:
         """Let go of the pairs whose fit has converged, in loss and in P."""

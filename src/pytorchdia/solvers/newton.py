@@ -173,8 +173,7 @@ class _Descent:
         if not math.isfinite(loss):
             return None
         self.tell(0, loss, math.inf)
-        weight = o.weights(lambda target, variance: 1.0 / variance)
-        rhs = o.model.rmv(o.weights(lambda target, variance: target / variance))
+        weight, rhs = o.weighted_target()
         theta = self.ask(lambda system: system.solve(weight, rhs))
         if theta is None:
             return None
