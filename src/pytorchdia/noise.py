@@ -80,8 +80,8 @@ class SummedNoise(NoiseModel):
         return self.first.variance(model) + self.second.variance(model)
 
     def derivatives(self, model: Pixels, order: int) -> Derivatives:
-        first, second = (noise.derivatives(model, order) for noise in (self.first, self.second))
-        return Derivatives(*(a + b for a, b in zip(first, second, strict=True)))
+        a, b = (noise.derivatives(model, order) for noise in (self.first, self.second))
+        return Derivatives(a.value + b.value, a.first + b.first, a.second + b.second)
 
 
 @dataclass(frozen=True)
