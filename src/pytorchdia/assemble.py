@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from .arrays import Flags
-from .correlate import Correlator
 from .errors import Finding
 from .fisher import Uncertainty
-from .frame import Flag, Frame, strips, with_flag
+from .frame import Flag, Frame, with_flag
 from .metrics import robust_scale, sample
 from .noise import NoiseModel
 from .objective import Objective
 from .solvers import Solution
 from .subtraction import Background, Diagnostics, Subtraction
+from .tiling import Tiling
 from .verdict import findings_of_fit
 
 __all__ = ["Pair", "assemble"]
@@ -156,19 +156,20 @@ def _images(
     pair: Pair, objective: Objective, theta: Tensor, dtype: torch.dtype
 ) -> tuple[_Images, _Residuals, tuple[float, float]]:
     """Difference, variance and model; and the least and the largest variance."""
-    model, tiling = objective.model, objective.model.correlator.tiling
+    model, correlator = objective.model, objective.model.correlator
+    tiling = correlator.tiling
     images = _Images(*(torch.zeros(model.shape, dtype=dtype) for _ in range(3)))
-    through = _reference_variance(pair, objective, theta, dtype)
+    squared_kernel = correlator.kernel_spectrum(model.kernel_image(theta).to(dtype) ** 2)
     residuals, low, high = _Residuals(objective.n_data), math.inf, 0.0
     for i, (tiles, padded) in enumerate(model.models(theta)):
-        values = model.correlator.core(padded)
+        values = correlator.core(padded)
         variance = objective.noise_of(i).variance(values)
         difference = model.part(objective.target, i) - values
         residuals.add(objective.masked(difference * variance.rsqrt(), i))
-        if through is not None:
-            correlator, spectrum = through
-            through_kernel = correlator.core(correlator.forward(spectrum, tiles))
-            variance = variance + through_kernel.clamp(min=0.0)
+        sigma2 = _reference_variance(pair, tiling, tiles, values.new_empty(0, dtype=dtype))
+        if sigma2 is not None:  # K^2 (x) sigma_R^2
+            through_kernel = correlator.forward(squared_kernel, tiles, instead=sigma2)
+            variance = variance + correlator.core(through_kernel).clamp_(min=0.0)
         least, most = map(float, torch.aminmax(variance))
         if not 0.0 < least <= most < math.inf:  # somewhere it is not known
             good = (variance > 0) & (variance < torch.inf)
@@ -180,25 +181,14 @@ def _images(
     return images, residuals, (low, high)
 
 
-def _reference_variance(
-    pair: Pair, objective: Objective, theta: Tensor, dtype: torch.dtype
-) -> tuple[Correlator, Tensor] | None:
-    """The reference's noise, ready to go through the kernel: K^2 (x) sigma_R^2 [ADU^2]."""
+def _reference_variance(pair: Pair, tiling: Tiling, tiles: slice, like: Tensor) -> Tensor | None:
+    """sigma_R^2 [ADU^2] of some tiles with their halo, 0 at bad pixels; None if it is not known."""
     if pair.reference_noise is None:
         return None
-    model = objective.model
-    data, bad = pair.reference.data, pair.reference.mask
-    sigma2 = torch.empty(data.shape, dtype=dtype)
-    for rows in strips(len(data)):
-        noise = pair.reference_noise.rearranged(partial(_rows_of, rows))
-        sigma2[rows] = torch.where(bad[rows], 0.0, noise.variance(data[rows].to(dtype)))
-    correlator = Correlator(sigma2, model.kernel.half_shape, device=model.device)
-    kernel = model.kernel_image(theta).to(dtype) ** 2
-    return correlator, correlator.kernel_spectrum(kernel)
-
-
-def _rows_of(rows: slice, image: Tensor) -> Tensor:
-    return image[..., rows, :]
+    cut = partial(tiling.cut_wide, tiles=tiles)
+    noise = pair.reference_noise.rearranged(cut)
+    sigma2 = noise.variance(cut(pair.reference.data).to(like))
+    return torch.where(cut(pair.reference.flags).to(like.device) == 0, sigma2, 0.0)
 
 
 def _sky_scale(images: _Images, flags: Flags) -> float:

@@ -46,10 +46,9 @@ class Correlator:
     keep: int = 0
     device: torch.device | None = None
     squared: bool = False
-    _kept: dict[tuple[int, torch.dtype], Tensor] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-    _held: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)  # bytes
+    _kept: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _made: set[tuple[int, torch.dtype]] = field(default_factory=set, repr=False, compare=False)
+    _closed: list[bool] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
     def tiling(self) -> Tiling:
@@ -69,14 +68,24 @@ class Correlator:
         spectrum = rows @ kernel.to(rows.dtype) @ columns
         return spectrum.unsqueeze(-3)
 
-    def forward(self, kernel_spectrum: Tensor, tiles: slice, level: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        kernel_spectrum: Tensor,
+        tiles: slice,
+        level: Tensor | None = None,
+        instead: Tensor | None = None,
+    ) -> Tensor:
         """The correlation at the pixels of some tiles, (..., tile, row, column).
 
-        ``level`` (...,) is added to it. Rows and columns are those of the transform: what lies
+        ``level`` (...,) is added to it. Other tiles with their halo may be given ``instead`` of
+        those of the image. Rows and columns are those of the transform: what lies
         beyond the core of a tile (:attr:`Tiling.core`) has no meaning.
         """
         f_y, f_x = self.tiling.fft
-        product = self._spectrum(tiles, kernel_spectrum.real.dtype) * kernel_spectrum
+        if instead is None:
+            product = self._spectrum(tiles, kernel_spectrum.real.dtype) * kernel_spectrum
+        else:
+            product = torch.fft.rfft2(instead, s=(f_y, f_x)).mul_(kernel_spectrum)
         if level is not None:
             product[..., 0, 0] += level[..., None] * (f_y * f_x)
         values: Tensor = torch.fft.irfft2(product, s=(f_y, f_x))
@@ -120,22 +129,42 @@ class Correlator:
         return _waves(self.tiling.fft, self.half_shape, dtype, device)
 
     def _spectrum(self, tiles: slice, dtype: torch.dtype) -> Tensor:
-        key = (tiles.start, dtype)
-        if key in self._kept:
-            return self._kept[key]
+        kept = self._room(dtype)
+        if tiles.stop > kept.shape[-3]:
+            return self._transform(tiles, dtype)
+        mine = kept[..., tiles, :, :]
+        if (tiles.start, dtype) not in self._made:
+            mine.copy_(self._transform(tiles, dtype))
+            self._made.add((tiles.start, dtype))
+        return mine
+
+    def _transform(self, tiles: slice, dtype: torch.dtype) -> Tensor:
         wide = self.tiling.cut_wide(self.image, tiles).to(self.device, dtype)
-        wide = wide * wide if self.squared else wide
-        spectrum: Tensor = torch.fft.rfft2(wide, s=self.tiling.fft)
-        size = spectrum.numel() * spectrum.element_size()
-        if self._held[0] + size <= self.keep:
-            self._kept[key] = spectrum
-            self._held[0] += size
+        spectrum: Tensor = torch.fft.rfft2(wide * wide if self.squared else wide, s=self.tiling.fft)
         return spectrum
 
-    def forget(self) -> None:
-        """Let go of all transforms."""
+    def _room(self, dtype: torch.dtype) -> Tensor:
+        """Where the transforms of the first tiles are kept, as many as memory is left for.
+
+        One piece, so that a large one goes back to the system when it is let go.
+        """
+        if dtype not in self._kept:
+            kind = torch.complex64 if dtype == torch.float32 else torch.complex128
+            lead, (f_y, f_x) = self.image.shape[:-2], self.tiling.fft
+            size = math.prod(lead) * f_y * (f_x // 2 + 1) * kind.itemsize
+            held = sum(each.numel() * each.element_size() for each in self._kept.values())
+            count = 0 if self._closed else min(len(self.tiling), max(0, self.keep - held) // size)
+            device = self.image.device if self.device is None else self.device
+            shape = (*lead, count, f_y, f_x // 2 + 1)
+            self._kept[dtype] = torch.empty(shape, dtype=kind, device=device)
+        return self._kept[dtype]
+
+    def forget(self, for_good: bool = False) -> None:
+        """Let go of all transforms, and keep none from now on if that is ``for_good``."""
         self._kept.clear()
-        self._held[0] = 0
+        self._made.clear()
+        if for_good:
+            self._closed.append(True)
 
 
 @lru_cache(maxsize=64)

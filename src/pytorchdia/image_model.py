@@ -188,9 +188,18 @@ class ImageModel:
             return image
         lead = image[0].shape[:-3]
         whole = torch.zeros((*lead, *self.shape), dtype=image[0].dtype, device=image[0].device)
+        self._paste(image, whole)
+        return whole
+
+    def _paste(self, image: Tiled, whole: Tensor) -> None:
         for tiles, part in zip(self.chunks, image, strict=True):
             self.correlator.tiling.paste(part, tiles, whole)
-        return whole
+
+    def empty_tiled(self, lead: torch.Size, dtype: torch.dtype) -> Tiled:
+        """A tiled image (*lead, h, w) of zeros. Its chunks are parts of one piece of memory."""
+        tiling = self.correlator.tiling
+        store = torch.zeros(*lead, len(tiling), *tiling.fft, dtype=dtype, device=self.device)
+        return [store[..., tiles, :, :] for tiles in self.chunks]
 
     def gram_product(self, weight: Image | Tiled, theta: Params) -> Params:
         """A' diag(w) A theta without the matrix, float64; in the dtype of ``weight``."""
@@ -242,10 +251,8 @@ class ImageModel:
         """
         (ky, kx), (n_y, n_x) = self.kernel.shape, self.kernel.half_shape
         dtype, device, lead = weight[0].dtype, weight[0].device, self._lead(weight)
-        whole = self.assembled(weight)
-        exact = self._gram_diagonal(weight, whole)
-        root = self._root_of_mean(whole)
-        del whole
+        exact = self._gram_diagonal(weight)
+        root = self._root_of_mean(weight)
         padded = root.clone()
         inner = padded[..., 2 * n_y : -2 * n_y or None, 2 * n_x : -2 * n_x or None]
         for rows in strips(self.shape[0]):  # without a whole copy of R in this dtype
@@ -272,29 +279,46 @@ class ImageModel:
         ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()
         return gram.mul_(ratio.unsqueeze(-1)).mul_(ratio.unsqueeze(-2))
 
-    def _gram_diagonal(self, weight: Image | Tiled, whole: Image) -> Params:
-        """The diagonal of :meth:`gram`, (..., p), float64; ``whole`` is the weight in one piece."""
+    def _gram_diagonal(self, weight: Image | Tiled) -> Params:
+        """The diagonal of :meth:`gram`, (..., p), float64."""
         squares = Correlator(
             self.reference, self.kernel.half_shape, device=self.compute_on, squared=True
         )
-        total = None
+        total: Tensor | None = None
+        table: Tensor | float = 0.0
         for i, tiles in enumerate(squares.chunks):
-            total, _ = squares.project(self.part(weight, i), tiles, total)
+            part = self.part(weight, i)
+            total, _ = squares.project(part, tiles, total)
+            rows, columns = self.powers(tiles, part.dtype)
+            moments = (rows**2).mT @ squares.core(part) @ columns**2
+            table = table + moments.sum(dim=-3, dtype=torch.float64)
         assert total is not None
-        background = self._background_gram(whole).diagonal(dim1=-2, dim2=-1)
-        return torch.cat([squares.lags(total).flatten(-2).to(torch.float64), background], dim=-1)
+        assert isinstance(table, Tensor)
+        m, n = (torch.tensor(e) for e in zip(*self.background.exponents, strict=True))
+        kernel = squares.lags(total).flatten(-2).to(torch.float64)
+        return torch.cat([kernel, table[..., n, m]], dim=-1)
 
-    def _root_of_mean(self, weight: Image) -> Tensor:
-        """Root of the mean of w over the places of each pixel of R, with a margin of 2 n of 0."""
+    def _root_of_mean(self, weight: Image | Tiled) -> Tensor:
+        """Root of the mean of w over the places of each pixel of R, with a margin of 2 n of 0.
+
+        In place and by strips, so that there is only one image of this kind.
+        """
         (ky, kx), (n_y, n_x), (h, w) = self.kernel.shape, self.kernel.half_shape, self.shape
-        root = weight.new_zeros(*weight.shape[:-2], h + 4 * n_y, w + 4 * n_x)
+        lead, dtype, device = self._lead(weight), weight[0].dtype, weight[0].device
+        root = torch.zeros(*lead, h + 4 * n_y, w + 4 * n_x, dtype=dtype, device=device)
+        inner = root[..., 2 * n_y : 2 * n_y + h, 2 * n_x : 2 * n_x + w]
+        if isinstance(weight, list):
+            self._paste(weight, inner)
+        else:
+            inner.copy_(weight)
+        above = inner.new_zeros(*lead, n_y, w)  # rows of w that have been overwritten
         for rows in strips(h):
-            top, bottom = max(rows.start - n_y, 0), min(rows.stop + n_y, h)
-            margin = (n_x, n_x, top - rows.start + n_y, rows.stop + n_y - bottom)
-            near = torch.nn.functional.pad(weight[..., top:bottom, :], margin)
+            bottom = min(rows.stop + n_y, h)
+            near = torch.cat([above, inner[..., rows.start : bottom, :]], dim=-2)
+            above = near[..., rows.stop - rows.start : rows.stop - rows.start + n_y, :]
+            near = torch.nn.functional.pad(near, (n_x, n_x, 0, rows.stop + n_y - bottom))
             mean = footprint_sum(near, (n_y, n_x)).clamp_(min=0.0).div_(ky * kx)
-            place = slice(2 * n_y + rows.start, 2 * n_y + rows.stop)
-            root[..., place, 2 * n_x : 2 * n_x + w] = mean.sqrt_()
+            inner[..., rows, :] = mean.sqrt_()
         return root
 
     def _gram_of(self, reference: Tensor, weight: Tensor) -> Matrix:

@@ -136,21 +136,24 @@ class Objective:
             Whether to compute h. It is kept in the objective's own dtype, to save memory.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.model.device)
-        projection, curvatures = Projection(self.model), []
-        correlator = self.model.correlator
+        projection, core = Projection(self.model), self.model.correlator.core
+        h: Tiled | None = None
+        if curvature:
+            lead = torch.broadcast_shapes(self.target.shape[:-2], theta.shape[:-1])  # type: ignore[no-untyped-call]
+            h = self.model.empty_tiled(lead, self.dtype)
         with torch.no_grad():
             for i, (tiles, model) in enumerate(self.model.models(theta.to(dtype))):
-                terms = self._pixel_terms(correlator.core(model), i, curvature)
+                terms = self._pixel_terms(core(model), i, curvature)
                 total = total + terms[0].sum(dim=(-3, -2, -1), dtype=torch.float64)
                 projection.add(tiles, terms[1])
-                if curvature:
-                    curvatures.append(correlator.tiling.padded(terms[2].to(self.dtype)))
+                if h is not None:
+                    core(h[i]).copy_(terms[2])
         gradient = projection.params()
         if self.penalty_matrix is not None:
             gradient = gradient + 2.0 * _product(self.penalty_matrix, theta)
         constant = self.counts.to(total) * self.likelihood.log_norm
         loss = total + constant + self._penalty_value(theta)
-        return Evaluation(loss, gradient, curvatures if curvature else None)
+        return Evaluation(loss, gradient, h)
 
     @cached_property
     def _all_used(self) -> list[bool]:
@@ -210,15 +213,15 @@ class Objective:
 
     def weighted_target(self) -> tuple[Tiled, Params]:
         """Weights 1/sigma^2(I), 0 at unused pixels, tiled; and A' (I/sigma^2), (..., p)."""
-        projection, weights = Projection(self.model), []
+        projection, correlator = Projection(self.model), self.model.correlator
+        weights = self.model.empty_tiled(self.target.shape[:-2], self.dtype)
         for i, tiles in enumerate(self.model.chunks):
             use = self._used(i)
-            target = self.model.correlator.tiling.cut(self.target, tiles)
-            target = target.to(self.model.device, self.dtype)
+            target = correlator.tiling.cut(self.target, tiles).to(self.model.device, self.dtype)
             weight = self.noise_of(i).variance(target).reciprocal()
             weight = self._masked(weight, use, i)
             projection.add(tiles, weight * target)
-            weights.append(self.model.correlator.tiling.padded(weight))
+            correlator.core(weights[i]).copy_(weight)
         return weights, projection.params()
 
     def majoriser(self, theta: Params) -> Tiled:

@@ -160,7 +160,9 @@ def subtract(
         if not (single or covariance) and not any(s.clipped is not None for s in solutions):
             errors = uncertainties_of_stack(objective, [s.system for s in solutions])
         made = [
-            _finish(pair, objective if single else objective[i], solution, solver, covariance, e)
+            _finish(
+                pair, objective if single else objective[i], solution, solver, covariance, e, single
+            )
             for i, (pair, solution, e) in enumerate(zip(group, solutions, errors, strict=True))
         ]
         seconds, started = (time.perf_counter() - started) / len(group), time.perf_counter()
@@ -308,12 +310,14 @@ def _finish(
     solver: Solver,
     covariance: bool,
     errors: Uncertainty | None,
+    alone: bool,
 ) -> Subtraction:
     if solution.clipped is not None:
         objective = replace(objective, use=objective.use & ~solution.clipped)
     if errors is None:
         errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
-    objective.model.correlator.forget()  # room for the images of the result
+    if alone:
+        objective.model.correlator.forget(for_good=True)  # room for the images of the result
     if solution.system is not None:
         solution.system.curvature.clear()
     result = assemble(pair, objective, replace(solution, system=None), errors)

@@ -39,6 +39,7 @@ _NEAR = 1.0  # decrement below which a fit is near: from there on float64 decide
 _FEW = 10  # iterations after which a closer preconditioner pays
 _FEW_SMALL = 30  # and for frames of less than
 _SMALL = 2**17  # this many pixels, whose products cost little
+_LARGE = 2**22  # pixels from which memory is worth more than one transform of each tile
 _SLOW = 1e-3  # share of the decrement that a step near the minimum may leave
 _PATIENCE = 4  # steps near the minimum after which a loss counts as rough, if it has not converged:
 _ROUGH = 100.0  # it then ends within this many times the goal
@@ -156,12 +157,13 @@ class _Descent:
     def evaluate(self, dtype: torch.dtype) -> Evaluation:
         """Loss, gradient and curvature where the pairs stand now."""
         self.evaluations += 1
+        self.curvature = []  # room for the new one
         e = self.objective.evaluate(self.theta, dtype)
         assert e.curvature is not None
         self.curvature = self.cast(e.curvature)
         if self.factor is None:
             self.prepare()
-        return e
+        return e._replace(curvature=None)
 
     def check(self, e: Evaluation, dtype: torch.dtype) -> None:
         """Hand back the pairs whose loss did not fall."""
@@ -221,6 +223,8 @@ class _Descent:
 
     def prepare(self) -> None:
         """Factor the preconditioners; pairs that float32 does not do for are handed back."""
+        if self.objective.use.numel() > _LARGE:
+            self.objective.model.correlator.forget()  # made anew when they are needed
         matrix = self.objective.preconditioner(absolute(self.curvature))
         self.factor, good = cholesky(matrix, LEAST_PIVOT[self.dtype])
         self.hand_back(self.active & ~good)
