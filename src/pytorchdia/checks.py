@@ -10,7 +10,7 @@ import torch
 from .arrays import Mask
 from .background import PolynomialBackground
 from .errors import FlatImageError, InputError, NoiseModelError, ShapeError, TooFewPixelsError
-from .frame import Flag, Frame
+from .frame import Flag, Frame, strips
 from .kernel import KernelModel
 from .likelihood import Likelihood
 from .noise import NoiseModel
@@ -102,8 +102,12 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 def require_structure(frame: Frame, use: Mask, role: str) -> None:
     """An image of one single value tells nothing of a kernel."""
-    highest = float(torch.where(use, frame.data, -torch.inf).max())
-    if highest == -math.inf or highest != float(torch.where(use, frame.data, torch.inf).min()):
+    highest, lowest = -math.inf, math.inf
+    for rows in strips(len(use)):
+        data, used = frame.data[rows], use[rows]
+        highest = max(highest, float(torch.where(used, data, -torch.inf).max()))
+        lowest = min(lowest, float(torch.where(used, data, torch.inf).min()))
+    if highest == -math.inf or highest != lowest:
         return
     saturated = int(((frame.flags & Flag.SATURATED) != 0).sum())
     raise FlatImageError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Image, Mask, Matrix, Params, Pixels, Scalar, Tiled
-from .frame import footprint_sum
+from .frame import footprint_sum, strips
 from .image_model import ImageModel, Projection
 from .likelihood import Likelihood
 from .noise import NoiseModel
@@ -83,7 +83,9 @@ class Objective:
     @cached_property
     def counts(self) -> Tensor:
         """N_data, the number of pixels used, (...,)."""
-        return self.use.sum(dim=(-2, -1))
+        # By strips, because the sum of a mask takes eight bytes for each of its pixels.
+        each = [self.use[..., rows, :].sum(dim=(-2, -1)) for rows in strips(self.use.shape[-2])]
+        return torch.stack(each).sum(dim=0)
 
     @property
     def n_data(self) -> int:
