@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--rivals", type=Path, help="the interpreter of the rivals' environment")
     parser.add_argument("--only", nargs="+", default=["sfft"], help="rivals to run")
+    parser.add_argument("--no-baseline", action="store_true", help="leave out B08 by BLAS")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
@@ -58,7 +59,7 @@ def measure(images: Images, n: int, arguments: argparse.Namespace) -> list[dict[
     """One row for each contender at one size."""
     size, device = arguments.kernel, arguments.device
     named = {"pytorchdia, float32": clocked(lambda: ours(images, size, device=device))}
-    if n <= LARGEST[BASELINE]:
+    if n <= LARGEST[BASELINE] and not arguments.no_baseline:
         named[BASELINE] = clocked(lambda: least_squares_by_blas(images, size))
     rivals = None
     if arguments.rivals:

@@ -15,7 +15,7 @@ from harness import HERE, RESULTS
 
 matplotlib.use("Agg")
 IMAGE = HERE.parent / "docs" / "images" / "scaling.png"
-STYLES = {"pytorchdia, float32": "o-", "B08 by BLAS, 3 rounds": "s--", "sfft": "^--"}
+STYLES = {"pytorchdia, float32": "o-", "B08 by BLAS, 3 rounds": "s--", "sfft": "^--", "cuphoton": "v--"}
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -40,6 +40,7 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
 
 def main() -> None:
     sizes, kernels = rows_of("image-sizes"), rows_of("kernel-sizes")
+    sizes += [r for r in rows_of("image-sizes-cuphoton") if r["contender"] == "cuphoton"]
     stamps, memory = rows_of("stamps"), rows_of("memory")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     for name, style in STYLES.items():
