@@ -15,7 +15,12 @@ from harness import HERE, RESULTS
 
 matplotlib.use("Agg")
 IMAGE = HERE.parent / "docs" / "images" / "scaling.png"
-STYLES = {"pytorchdia, float32": "o-", "B08 by BLAS, 3 rounds": "s--", "sfft": "^--", "cuphoton": "v--"}
+STYLES = {
+    "pytorchdia, float32": "o-",
+    "B08 by BLAS, 3 rounds": "s--",
+    "sfft": "^--",
+    "cuphoton": "v--",
+}
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -45,7 +50,9 @@ def main() -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     for name, style in STYLES.items():
         mine = [r for r in sizes if r["contender"] == name]
-        left.loglog([r["image"] for r in mine], [r["median_s"] for r in mine], style, label=name)
+        if mine:
+            times = [r["median_s"] for r in mine]
+            left.loglog([r["image"] for r in mine], times, style, label=name)
     left.set(xlabel="side of the image [pixels]", ylabel="median time [s]", title="19 x 19 kernel")
     left.set_xticks(sorted({r["image"] for r in sizes}))
     left.xaxis.set_major_formatter("{x:.0f}")
