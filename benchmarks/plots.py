@@ -21,11 +21,6 @@ STYLES = {
     "sfft": "^--",
     "cuphoton": "v--",
 }
-    "pytorchdia, float32": "o-",
-    "B08 by BLAS, 3 rounds": "s--",
-    "sfft": "^--",
-    "cuphoton": "v--",
-}
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
