@@ -79,7 +79,7 @@ class Correlator:
 
         ``level`` (...,) is added to it. Other tiles with their halo may be given ``instead`` of
         those of the image. Rows and columns are those of the transform: what lies
-        beyond the core of a tile (:attr:`Tiling.core`) has no meaning.
+        beyond the core of a tile (``Tiling.core``) has no meaning.
         """
         f_y, f_x = self.tiling.fft
         if instead is None:

@@ -72,7 +72,7 @@ class Tiling:
     """Tiles of a frame of ``shape`` (h, w) for a kernel of ``half_shape`` (n_y, n_x).
 
     Tiles are numbered row by row; ``tiles`` is always a slice of those numbers. The tiles of an
-    image (..., h, w) have the axes (..., tile, row, column). They may be :meth:`padded`.
+    image (..., h, w) have the axes (..., tile, row, column). They may be ``padded``.
     """
 
     shape: tuple[int, int]
