@@ -196,7 +196,7 @@ class ImageModel:
             self.correlator.tiling.paste(part, tiles, whole)
 
     def empty_tiled(self, lead: torch.Size, dtype: torch.dtype) -> Tiled:
-        """A tiled image of zeros for stacks of shape ``lead``. Its chunks are parts of one piece of memory."""
+        """A tiled image of zeros for a stack of shape ``lead``, in one piece of memory."""
         tiling = self.correlator.tiling
         store = torch.zeros(*lead, len(tiling), *tiling.fft, dtype=dtype, device=self.device)
         return [store[..., tiles, :, :] for tiles in self.chunks]
