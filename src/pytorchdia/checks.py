@@ -179,7 +179,7 @@ def _require_positive(
             f"The noise model gives a variance of shape {tuple(variance.shape)} for pixels "
             f"of shape {tuple(image.shape)}; it must work pixel by pixel."
         )
-    good = (variance > 0) & (variance < torch.inf)
+    good = _positive(variance)
     if bool(good.all()) or bool((good | ~use.to(good.device)).all()):
         return
     o = objective

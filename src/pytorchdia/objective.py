@@ -228,15 +228,16 @@ class Objective:
 
     def majoriser(self, theta: Params) -> Tiled:
         """-g / (I - M), tiled: the weight of the least squares problem that touches the loss."""
-        weights, correlator = [], self.model.correlator
+        core = self.model.correlator.core
+        weights = self.model.empty_tiled(theta.shape[:-1], theta.dtype)
         with torch.no_grad():
             for i, (_, values) in enumerate(self.model.models(theta)):
-                model = correlator.core(values)
+                model = core(values)
                 use = self.model.part(self.use, i)
                 residual = torch.where(use, self.model.part(self.target, i) - model, 0.0)
                 g = self._pixel_terms(model, i, curvature=False)[1]
                 weight = torch.where(residual != 0, -g / residual, 0.0)
-                weights.append(correlator.tiling.padded(weight.clamp(min=0.0)))
+                core(weights[i]).copy_(weight.clamp(min=0.0))
         return weights
 
     def hessian(self, curvature: Image | Tiled, dtype: torch.dtype | None = None) -> Matrix:
