@@ -47,7 +47,9 @@ def main() -> None:
     sizes, kernels = rows_of("image-sizes"), rows_of("kernel-sizes")
     sizes += [r for r in rows_of("image-sizes-cuphoton") if r["contender"] == "cuphoton"]
     stamps, memory = rows_of("stamps"), rows_of("memory")
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    threads = rows_of("threads")
+    figure, panels = plt.subplots(2, 2, figsize=(9, 7.4), layout="constrained")
+    (left, middle), (right, last) = panels
     for name, style in STYLES.items():
         mine = [r for r in sizes if r["contender"] == name]
         if mine:
@@ -68,6 +70,14 @@ def main() -> None:
     right.set(xlabel="pairs in the stack", ylabel="pairs per second", title="142 x 142 pairs")
     right.set_ylim(bottom=0)
     right.legend(fontsize=8)
+    for n in sorted({r["image"] for r in threads}):
+        mine = [r for r in threads if r["image"] == n]
+        speed = [r["speed_over_first"] for r in mine]
+        last.plot([r["threads"] for r in mine], speed, "o-", label=f"{n} x {n}")
+    last.set(xlabel="threads", ylabel="speed over one thread", title="19 x 19 kernel")
+    last.set_xticks(sorted({r["threads"] for r in threads}))
+    last.set_ylim(bottom=0)
+    last.legend(fontsize=8)
     figure.savefig(IMAGE, dpi=110)
     times = {"Median": "{median_s:.3f} s", "Least to most": "{min_s:.3f} to {max_s:.3f} s"}
     table(
@@ -88,6 +98,11 @@ def main() -> None:
         {"Image": "{image}", "Kernel": "{kernel}", "Limit": "{max_memory}",
          "Beside the input": "{extra_GB:.2f} GB", "In float32 images": "{float32_images:.1f}",
          "Time": "{seconds:.1f} s", "ns per pixel": "{ns_per_pixel:.0f}"},
+    )  # fmt: skip
+    table(
+        threads,
+        {"Image": "{image}", "Threads": "{threads}", **times,
+         "Speed over one": "{speed_over_first:.2f}"},
     )  # fmt: skip
     table(
         rows_of("paper-algorithm"),

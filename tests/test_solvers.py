@@ -136,7 +136,8 @@ def test_a_masked_half_and_saturated_stars_converge_without_the_matrix():
     assert fast.loss == pytest.approx(slow.loss, abs=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(24))
+# Seeds 28, 35, 61 and 79 are the ones of the first hundred that need more than 8 steps.
+@pytest.mark.parametrize("seed", [*range(24), 28, 35, 61, 79])
 def test_random_fields_of_every_kind_converge_in_few_steps(seed):
     # Undersampled or wide stars, few or many, noise-free or noisy references, P from 0.01 to 100,
     # kernels wider than needed, masked pixels.
@@ -159,9 +160,9 @@ def test_random_fields_of_every_kind_converge_in_few_steps(seed):
     o = dataclasses.replace(o, use=o.use & ~hit)
     solution = Newton().solve(o)
     assert solution.status is Status.CONVERGED
-    assert solution.steps <= 10
     codes = {f.code for f in solution.findings}
-    assert codes <= {"jitter", "matrix-computed"}
+    assert codes <= {"jitter", "matrix-computed", "many-steps"}
+    assert solution.steps <= (16 if "many-steps" in codes else 8)
     if "jitter" not in codes:
         twin = Newton(matrix_free=False).solve(dataclasses.replace(o, dtype=torch.float64))
         assert solution.loss == pytest.approx(twin.loss, abs=1e-3)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from ..arrays import Params
-from ..errors import InputError, Status
+from ..errors import Finding, InputError, Status
 from ..objective import Evaluation, Objective
 from .base import OnStep, Solution, Solver, Step, flat_start
 from .inexact_newton import descend
@@ -18,6 +18,8 @@ from .systems import ARMIJO, MatrixFree, Move, WithMatrix
 
 __all__ = ["Newton"]
 
+_MANY = 8  # steps that need an explanation if there are more
+_FAR = 3.0  # sigma
 _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 
 
@@ -96,7 +98,26 @@ class Newton(Solver):
                 solutions[i] = descent.run(flat_start(one), least_squares_first=True)
             else:
                 solutions[i] = descent.run(theta, least_squares_first=False)
-        return [solutions[i] for i in range(len(stack.target))]
+        return [_explained(pair(i), solutions[i]) for i in range(len(stack.target))]
+
+
+def _explained(objective: Objective, solution: Solution) -> Solution:
+    """The solution, and why it took long if it did."""
+    if solution.steps <= _MANY or solution.status is not Status.CONVERGED:
+        return solution
+    with torch.no_grad():
+        model = objective.model.mv(solution.theta)
+        sigma = objective.variance(model).sqrt()
+    far = ((objective.target.to(model) - model).abs() > _FAR * sigma) & objective.use
+    count, used = int(far.sum()), int(objective.use.sum())
+    finding = Finding(
+        "many-steps",
+        f"The fit took {solution.steps} steps because the loss is not well described by a parabola "
+        f"on the way: {count} of {used} pixels ({100 * count / used:.2g} %) lie more than "
+        f"{_FAR:.0f} sigma from the model even now. Is the noise model right for them "
+        "(noise of the reference, saturation, cosmic rays), or should they be masked?",
+    )
+    return replace(solution, findings=(*solution.findings, finding))
 
 
 _Answer = TypeVar("_Answer")
