@@ -11,6 +11,7 @@ from .likelihood import Gaussian, Huber, Likelihood, StudentT
 from .measure import choose_kernel
 from .noise import CCDNoise, EMCCDNoise, FixedVariance, NoiseModel
 from .penalty import LaplacianPenalty
+from .prior import GaussianProcessPrior
 from .solvers import AdamLBFGS, Newton, NormalEquations
 from .subtract import subtract
 from .subtraction import Subtraction, SubtractionStack
@@ -27,6 +28,7 @@ __all__ = [
     "Flag",
     "Frame",
     "Gaussian",
+    "GaussianProcessPrior",
     "Huber",
     "InputError",
     "LaplacianPenalty",

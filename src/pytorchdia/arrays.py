@@ -13,6 +13,7 @@ type          shape           meaning
 ``Kernel``    ``(ky, kx)``    K_lm of eq 2, element ``[n_y + l, n_x + m]``, odd sizes
 ``Params``    ``(p,)``        theta = (kernel coefficients, background coefficients)
 ``Matrix``    ``(p, p)``      a normal matrix, a Hessian or a covariance
+``Basis``     ``(n, r)``      images as columns, one row for each kernel pixel
 ``Scalar``    ``()``          one number as a tensor
 ``Pixels``    any             values that are treated one by one, whatever their shape
 ``Tiled``     list            an image as the chunks of tiles in which it is worked on
@@ -32,8 +33,11 @@ Flags = Int[Tensor, "*#stack h w"]
 Kernel = Float[Tensor, "*#stack ky kx"]
 Params = Float[Tensor, "*#stack _"]
 Matrix = Float[Tensor, "*#stack p p"]
+Basis = Float[Tensor, "*#stack _ _"]
 Scalar = Float[Tensor, "*#stack"]
 Pixels = Float[Tensor, "*shape"]
 Tiled = list[Tensor]
 
-__all__ = ["Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Pixels", "Scalar", "Tiled"]
+__all__ = [
+    "Basis", "Flags", "Image", "Kernel", "Mask", "Matrix", "Params", "Pixels", "Scalar", "Tiled",
+]  # fmt: skip

@@ -220,6 +220,7 @@ def _diagnostics(
         residual_scale=sky_scale,
         n_pixels=objective.n_data,
         n_parameters=objective.model.n_params,
+        n_effective=float(objective.model.n_params),
         reference_background=pair.level,
         reference_noise=pair.reference_noise is not None,
         seconds=0.0,

@@ -16,6 +16,7 @@ from .likelihood import Likelihood
 from .noise import NoiseModel
 from .objective import Objective
 from .penalty import Penalty
+from .prior import KernelPrior
 from .solvers import Solver, flat_start
 
 __all__ = [
@@ -41,18 +42,19 @@ def require_kinds(
     reference_noise: Any,
 ) -> None:
     """Raise an InputError for a number or a name where an object is needed."""
-    for name, value, kind, optional in (
-        ("kernel", kernel, KernelModel, False),
-        ("background", background, PolynomialBackground, False),
-        ("noise", noise, NoiseModel, True),
-        ("likelihood", likelihood, Likelihood, False),
-        ("penalty", penalty, Penalty, True),
-        ("solver", solver, Solver, False),
-        ("reference_noise", reference_noise, NoiseModel, True),
+    for name, value, kinds, optional in (
+        ("kernel", kernel, (KernelModel,), False),
+        ("background", background, (PolynomialBackground,), False),
+        ("noise", noise, (NoiseModel,), True),
+        ("likelihood", likelihood, (Likelihood,), False),
+        ("penalty", penalty, (Penalty, KernelPrior), True),
+        ("solver", solver, (Solver,), False),
+        ("reference_noise", reference_noise, (NoiseModel,), True),
     ):
-        if not isinstance(value, kind) and not (optional and value is None):
+        if not isinstance(value, kinds) and not (optional and value is None):
+            wanted = " or a ".join(kind.__name__ for kind in kinds)
             raise InputError(
-                f"{name} must be a {kind.__name__}, got {value!r}; for instance "
+                f"{name} must be a {wanted}, got {value!r}; for instance "
                 f"subtract(target, reference, {name}={_EXAMPLES[name]})."
             )
 
@@ -62,7 +64,7 @@ _EXAMPLES = {
     "background": "PolynomialBackground(1)",
     "noise": "CCDNoise(read_noise=5.0, gain=1.5)",
     "likelihood": "Huber()",
-    "penalty": "LaplacianPenalty(1.0)",
+    "penalty": "GaussianProcessPrior()",
     "solver": "Newton()",
     "reference_noise": "CCDNoise(read_noise=5.0, gain=1.5)",
 }

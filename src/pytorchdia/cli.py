@@ -22,6 +22,7 @@ from .config import (
     LikelihoodName,
     SolverName,
     make_likelihood,
+    make_penalty,
     make_solver,
     parse_kernel_size,
 )
@@ -31,7 +32,6 @@ from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
 from .noise import EMCCDNoise, NoiseModel
-from .penalty import LaplacianPenalty
 from .product import check_writable, summarise
 from .solvers import Step
 from .subtract import subtract as subtract_frames
@@ -95,6 +95,7 @@ def subtract(
     reference_exposure: o.ReferenceExposure = None,
     kernel_size: o.KernelSize = "auto",
     background_degree: o.BackgroundDegree = 0,
+    prior: o.Prior = None,
     laplacian: o.Laplacian = None,
     likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
     huber_c: o.HuberC = None,
@@ -121,7 +122,7 @@ def subtract(
     _require_one_noise_model(camera, variance, flat, em_gain, excess)
     kernel = parse_kernel_size(kernel_size)
     loss = make_likelihood(likelihood, huber_c, student_nu)
-    penalty = None if laplacian is None else LaplacianPenalty(laplacian)
+    penalty = make_penalty(prior, laplacian)
     chosen_solver = make_solver(
         solver, max_steps=max_steps, tol=tol, lr_background=lr_background,
         iterations=iterations, k_sigma=k_sigma,

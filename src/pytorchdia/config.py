@@ -12,13 +12,17 @@ import torch
 from .errors import InputError
 from .kernel import DeltaKernel
 from .likelihood import Gaussian, Huber, Likelihood, StudentT
+from .penalty import LaplacianPenalty
+from .prior import GaussianProcessPrior
 from .solvers import AdamLBFGS, Newton, NormalEquations, Solver
 
 __all__ = [
     "DtypeName",
     "LikelihoodName",
+    "PriorName",
     "SolverName",
     "make_likelihood",
+    "make_penalty",
     "make_solver",
     "parse_kernel_size",
 ]
@@ -30,6 +34,13 @@ class LikelihoodName(enum.StrEnum):
     GAUSSIAN = "gaussian"
     HUBER = "huber"
     STUDENT_T = "student-t"
+
+
+class PriorName(enum.StrEnum):
+    """Priors of the kernel by name."""
+
+    EVIDENCE = "evidence"
+    NONE = "none"
 
 
 class SolverName(enum.StrEnum):
@@ -76,6 +87,23 @@ def make_likelihood(
             return Huber(**_given(c=huber_c))
         case LikelihoodName.STUDENT_T:
             return StudentT(**_given(nu=student_nu))
+
+
+def make_penalty(
+    prior: PriorName | None, laplacian: float | None
+) -> GaussianProcessPrior | LaplacianPenalty | None:
+    """The prior of the kernel; by the evidence if neither is given.
+
+    Raises
+    ------
+    InputError
+        Both are given, or the strength is out of range.
+    """
+    if laplacian is None:
+        return None if prior is PriorName.NONE else GaussianProcessPrior()
+    if prior is PriorName.EVIDENCE:
+        raise InputError("--laplacian takes the place of --prior evidence; leave one of them out.")
+    return LaplacianPenalty(laplacian)
 
 
 def make_solver(

@@ -114,8 +114,9 @@ def _error(variance: float) -> float:
 def _gradients(objective: Objective) -> list[Params]:
     """d/dtheta of P and of each background coefficient."""
     model = objective.model
+    scale = model.scale_gradient()
     unit = torch.eye(model.n_params, dtype=torch.float64, device=objective.model.device)
-    return [model.scale_gradient(), *unit[model.kernel.n_params :]]
+    return [scale, *(row.expand_as(scale) for row in unit[model.kernel.n_params :])]
 
 
 def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
@@ -189,7 +190,7 @@ def _variances(
     Both are (coefficients,), or (coefficients, pairs) for a stack.
     """
     gradients = torch.stack(_gradients(objective))
-    if pairs is not None:
+    if pairs is not None and gradients.ndim == 2:
         gradients = gradients[:, None].expand(-1, pairs, -1)
     result = conjugate_gradients(
         partial(objective.hessian_product, system.curvature),

@@ -15,7 +15,7 @@ only as the chunks of tiles in which it is worked on, each padded to the size of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -24,9 +24,9 @@ from torch import Tensor
 from .arrays import Image, Kernel, Mask, Matrix, Params, Scalar, Tiled
 from .background import PolynomialBackground
 from .correlate import Correlator
-from .errors import InputError, ShapeError
+from .errors import ShapeError
 from .frame import footprint_sum, outside, strips
-from .kernel import KernelModel
+from .kernel import DeltaKernel, KernelModel
 
 __all__ = ["ImageModel"]
 
@@ -67,11 +67,6 @@ class ImageModel:
             raise ShapeError(
                 f"The reference must be a 2-D image, got shape {self.reference.shape}."
             )
-        if self.kernel.n_params != self.kernel.shape[0] * self.kernel.shape[1]:
-            raise InputError(
-                f"The kernel has {self.kernel.n_params} parameters on {self.kernel.shape} pixels; "
-                "only kernels with one parameter for each pixel can be fitted so far."
-            )
         outside(self.shape, self.kernel.half_shape)  # raises if the kernel does not fit
 
     @property
@@ -105,6 +100,19 @@ class ImageModel:
             self.compute_on,
         )
 
+    def with_kernel(self, kernel: KernelModel) -> ImageModel:
+        """The same with another kernel model on the same box; transforms are shared."""
+        other = replace(self, kernel=kernel)
+        other.__dict__["correlator"] = self.correlator  # where cached_property looks for it
+        return other
+
+    def __getitem__(self, item: int | Tensor) -> ImageModel:
+        """The model of one pair of a stack, or of some of them."""
+        kernel = self.kernel.item(item)
+        if self.reference.ndim > 2:
+            return replace(self, reference=self.reference[item], kernel=kernel)
+        return self if kernel is self.kernel else self.with_kernel(kernel)
+
     @property
     def chunks(self) -> list[slice]:
         """The tiles in the runs in which they are worked on."""
@@ -129,8 +137,26 @@ class ImageModel:
     def scale_gradient(self) -> Params:
         """dP/dtheta, float64: 1 for each pixel of a delta kernel, 0 for the background."""
         ones = torch.ones(self.kernel.shape, dtype=torch.float64, device=self.device)
-        zeros = torch.zeros(self.background.n_params, dtype=torch.float64, device=ones.device)
-        return torch.cat([self.kernel.coefficients(ones), zeros])
+        of_kernel = self.kernel.coefficients(ones)
+        zeros = of_kernel.new_zeros(*of_kernel.shape[:-1], self.background.n_params)
+        return torch.cat([of_kernel, zeros], dim=-1)
+
+    @property
+    def _n_pixels(self) -> int:
+        """Pixels of the kernel's box."""
+        return self.kernel.shape[0] * self.kernel.shape[1]
+
+    def _in_basis(self, matrix: Tensor) -> Tensor:
+        """T' matrix T, (..., p, p), from kernel pixels and background to theta."""
+        if isinstance(self.kernel, DeltaKernel):
+            return matrix
+        for _ in range(2):  # the rows, then the columns
+            rows = matrix.movedim(-2, 0)
+            kernels = rows[..., : self._n_pixels]
+            kernels = kernels.reshape(*kernels.shape[:-1], *self.kernel.shape)
+            rows = torch.cat([self.kernel.coefficients(kernels), rows[..., self._n_pixels :]], -1)
+            matrix = rows.movedim(0, -2).mT
+        return matrix
 
     def models(self, theta: Params) -> Iterator[tuple[slice, Tensor]]:
         """A theta chunk by chunk: (tiles, their pixels (..., tile, row, column), padded)."""
@@ -222,7 +248,7 @@ class ImageModel:
         reference = self.reference.expand(*lead, *self.shape).reshape(-1, *self.shape)
         weights = weight.expand(*lead, *self.shape).reshape(-1, *self.shape)
         grams = [self._gram_of(r, w) for r, w in zip(reference, weights, strict=True)]
-        return torch.stack(grams).reshape(*lead, self.n_params, self.n_params)
+        return self._in_basis(torch.stack(grams).reshape(*lead, *grams[0].shape))
 
     def gram_of_pixels(self, weight: Image, pixels: Tensor) -> Matrix:
         """A' diag(w) A over a few pixels only, (p, p), float64.
@@ -237,7 +263,8 @@ class ImageModel:
         xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
         terms = [xi[y] ** n * eta[x] ** m for m, n in self.background.exponents]
         rows = torch.cat([rows, torch.stack(terms, dim=1)], dim=1)
-        return (rows.T @ (rows * weight.reshape(-1)[pixels, None])).to(torch.float64)
+        gram = rows.T @ (rows * weight.reshape(-1)[pixels, None])
+        return self._in_basis(gram.to(torch.float64))
 
     def gram_toeplitz(self, weight: Image | Tiled) -> Matrix:
         """An approximation of :meth:`gram` from one autocorrelation, float64.
@@ -259,8 +286,8 @@ class ImageModel:
             inner[..., rows, :] *= self.reference[..., rows, :].to(root)
         shifted = Correlator(padded, (2 * n_y, 2 * n_x))
         power = _correlation(shifted, padded)
-        n_k = self.kernel.n_params
-        gram = torch.empty(*lead, self.n_params, self.n_params, dtype=torch.float64, device=device)
+        n_k, n_all = self._n_pixels, self._n_pixels + self.background.n_params
+        gram = torch.empty(*lead, n_all, n_all, dtype=torch.float64, device=device)
         index = _lag_index(self.kernel.shape).to(device)
         gram[..., :n_k, :n_k] = power.flatten(-2)[..., index].reshape(*lead, n_k, n_k)
         xi, eta = self.background.axes(self.shape, dtype, device)
@@ -277,10 +304,10 @@ class ImageModel:
         gram[..., n_k:, n_k:] = self._background_gram(root.mul_(root))
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         ratio = torch.where((exact > 0) & (diagonal > 0), exact / diagonal, 1.0).sqrt()
-        return gram.mul_(ratio.unsqueeze(-1)).mul_(ratio.unsqueeze(-2))
+        return self._in_basis(gram.mul_(ratio.unsqueeze(-1)).mul_(ratio.unsqueeze(-2)))
 
     def _gram_diagonal(self, weight: Image | Tiled) -> Params:
-        """The diagonal of :meth:`gram`, (..., p), float64."""
+        """The diagonal of :meth:`gram` over kernel pixels and background, float64."""
         squares = Correlator(
             self.reference, self.kernel.half_shape, device=self.compute_on, squared=True
         )
@@ -325,21 +352,18 @@ class ImageModel:
         (n_y, n_x), (ky, kx) = self.kernel.half_shape, self.kernel.shape
         h, w = self.shape
         xi, eta = self.background.axes(self.shape, weight.dtype, weight.device)
-        gram = torch.zeros(self.n_params, self.n_params, dtype=torch.float64, device=weight.device)
-        width, n_k = w - 2 * n_x, self.kernel.n_params
-        step = max(1, _GRAM_ELEMENTS // (width * self.n_params))
+        n_k, n_all = self._n_pixels, self._n_pixels + self.background.n_params
+        gram = torch.zeros(n_all, n_all, dtype=torch.float64, device=weight.device)
+        width = w - 2 * n_x
+        step = max(1, _GRAM_ELEMENTS // (width * n_all))
         for top in range(n_y, h - n_y, step):
             rows = slice(top, min(top + step, h - n_y))
             used = weight[rows, n_x : w - n_x]
             if not used.any():
                 continue
             strip = reference[rows.start - n_y : rows.stop + n_y].to(weight)
-            block = torch.empty(
-                used.numel(), self.n_params, dtype=weight.dtype, device=weight.device
-            )
-            view = block.as_strided(
-                (*used.shape, ky, kx), (width * self.n_params, self.n_params, kx, 1)
-            )
+            block = torch.empty(used.numel(), n_all, dtype=weight.dtype, device=weight.device)
+            view = block.as_strided((*used.shape, ky, kx), (width * n_all, n_all, kx, 1))
             view.copy_(strip.unfold(0, ky, 1).unfold(1, kx, 1))
             for k, (m, n) in enumerate(self.background.exponents):
                 term = xi[rows, None] ** n * eta[n_x : w - n_x] ** m

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .arrays import Kernel, Params
+from .arrays import Basis, Kernel, Params
 from .errors import ShapeError
 
-__all__ = ["DeltaKernel", "KernelModel", "gaussian_kernel"]
+__all__ = ["BasisKernel", "DeltaKernel", "KernelModel", "gaussian_kernel"]
 
 
 class KernelModel(ABC):
@@ -36,6 +37,10 @@ class KernelModel(ABC):
     @abstractmethod
     def coefficients(self, kernel: Kernel) -> Params:
         """The adjoint of :meth:`image`; for a delta basis also its inverse."""
+
+    def item(self, item: int | Tensor) -> KernelModel:
+        """The model of one pair of a stack, or of some of them."""
+        return self
 
     @property
     def half_shape(self) -> tuple[int, int]:
@@ -80,6 +85,45 @@ class DeltaKernel(KernelModel):
 
     def coefficients(self, kernel: Kernel) -> Params:
         return kernel.flatten(-2)
+
+
+@dataclass(frozen=True, eq=False)
+class BasisKernel(KernelModel):
+    """The kernel as a sum of basis images: ``K = sum_k c_k phi_k``.
+
+    Parameters
+    ----------
+    shape_of_box : (int, int)
+        (ky, kx), both odd.
+    basis : Basis
+        The images phi_k as columns, (..., ky kx, n_k), float64; one basis for all pairs of a stack
+        or one for each.
+    """
+
+    shape_of_box: tuple[int, int]
+    basis: Basis
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.shape_of_box
+
+    @property
+    def n_params(self) -> int:
+        return self.basis.shape[-1]
+
+    def image(self, coefficients: Params) -> Kernel:
+        basis = self.basis.to(coefficients)
+        pixels = (basis @ coefficients.unsqueeze(-1)).squeeze(-1)
+        return pixels.reshape(*pixels.shape[:-1], *self.shape)
+
+    def coefficients(self, kernel: Kernel) -> Params:
+        basis = self.basis.to(kernel)
+        return (kernel.flatten(-2).unsqueeze(-2) @ basis).squeeze(-2)
+
+    def item(self, item: int | Tensor) -> BasisKernel:
+        if self.basis.ndim == 2:
+            return self
+        return BasisKernel(self.shape_of_box, self.basis[item])
 
 
 def gaussian_kernel(

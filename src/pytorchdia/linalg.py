@@ -64,6 +64,11 @@ class Factor:
         whole: Tensor = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
         return whole.mT
 
+    def matrix(self) -> Matrix:
+        """The matrix that was factored, its jitter included."""
+        matrix: Matrix = self.lower @ self.lower.mT
+        return matrix / self.scale.unsqueeze(-1) / self.scale.unsqueeze(-2)
+
     def inverse(self) -> Matrix:
         """H^-1, (p, p), symmetric to the last bit."""
         inverse = self.scale[:, None] * torch.cholesky_inverse(self.lower) * self.scale

@@ -69,12 +69,9 @@ class Objective:
 
     def __getitem__(self, item: int | Tensor) -> Objective:
         """One pair of a stack, or some of them."""
-        model = self.model
-        if model.reference.ndim > 2:  # a shared one keeps its transforms as well
-            model = replace(model, reference=model.reference[item])
         return replace(
             self,
-            model=model,
+            model=self.model[item],
             target=self.target[item],
             use=self.use[item],
             noise=self.noise.item(item),
@@ -97,10 +94,10 @@ class Objective:
         """N_data Q over all of theta (the background's rows are 0), or None."""
         if self.penalty is None:
             return None
-        n_k = self.model.kernel.n_params
-        full = torch.zeros(self.model.n_params, self.model.n_params, dtype=torch.float64)
-        full[:n_k, :n_k] = self.penalty.matrix(self.model.kernel)
-        return self.counts[..., None, None].to(self.model.device) * full.to(self.model.device)
+        counts = self.counts.to(self.model.device)
+        added = self.penalty.added(self.model.kernel, counts)
+        n_b = self.model.background.n_params
+        return torch.nn.functional.pad(added, (0, n_b, 0, n_b))
 
     def variance(self, model: Image) -> Image:
         """sigma^2(M) [ADU^2] with unused pixels set to 1, so that nothing odd comes from them."""

@@ -142,10 +142,18 @@ KernelSize = Annotated[
 BackgroundDegree = Annotated[
     int, typer.Option(min=0, help="Degree of the background polynomial.", rich_help_panel=_MODEL)
 ]
+Prior = Annotated[
+    config.PriorName | None,
+    typer.Option(
+        help="evidence: a smooth kernel, as smooth as the data say (the default); none: the paper's "
+        "plain fit, every kernel pixel free.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Laplacian = Annotated[
     float | None,
     typer.Option(
-        help="Strength lambda of the Laplacian penalty (eq 20); none if absent.",
+        help="Strength lambda of the Laplacian penalty (eq 20) in place of --prior.",
         rich_help_panel=_MODEL,
     ),
 ]

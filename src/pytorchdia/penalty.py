@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .arrays import Matrix
 from .errors import InputError
 from .kernel import KernelModel
 
-__all__ = ["LaplacianPenalty", "Penalty"]
+__all__ = ["LaplacianPenalty", "Penalty", "UnitNormal"]
 
 
 class Penalty(ABC):
@@ -25,6 +26,22 @@ class Penalty(ABC):
     @abstractmethod
     def matrix(self, kernel: KernelModel) -> Matrix:
         """Q, (n_k, n_k) over the kernel coefficients, float64."""
+
+    def added(self, kernel: KernelModel, n_data: Tensor) -> Matrix:
+        """The matrix of the form that is added to the loss, N_data Q, for each pair of a stack."""
+        return n_data[..., None, None] * self.matrix(kernel).to(n_data.device)
+
+
+@dataclass(frozen=True)
+class UnitNormal(Penalty):
+    """Coefficients that are normal with unit variance: |c|^2 / 2, whatever the amount of data."""
+
+    def matrix(self, kernel: KernelModel) -> Matrix:
+        return 0.5 * torch.eye(kernel.n_params, dtype=torch.float64)
+
+    def added(self, kernel: KernelModel, n_data: Tensor) -> Matrix:
+        matrix = self.matrix(kernel).to(n_data.device)
+        return matrix.expand(*n_data.shape, *matrix.shape)
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def _own_cards(result: Subtraction) -> list[tuple[str, Any, str]]:
         ("DIARBKG", d.reference_background, "level taken off the reference"),
         ("DIARNOIS", d.reference_noise, "VARIANCE holds the reference's noise"),
         ("DIANPIX", d.n_pixels, "pixels used by the fit"),
+        ("DIANEFF", d.n_effective, "parameters that the data determine"),
         ("DIALOSS", d.loss, "negative ln likelihood (+ penalty)"),
         ("DIARCHI2", d.reduced_chi_square, "reduced chi-square"),
         ("DIARESID", d.residual_scale, "robust scale of D / error on the sky"),

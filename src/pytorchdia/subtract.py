@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from .memory import MemoryPlan, parse_memory, plan_memory
 from .noise import NoiseModel, stack_noise
 from .objective import Objective
 from .penalty import Penalty
+from .prior import GaussianProcessPrior, KernelPrior
+from .regularise import Regularised, in_pixels, regularise, uncertainty_in_pixels
 from .solvers import Newton, Solution, Solver
 from .solvers.base import OnStep
 from .subtraction import Subtraction, SubtractionStack
@@ -53,7 +55,7 @@ def subtract(
     background: PolynomialBackground = PolynomialBackground(0),
     noise: NoiseModel | None = None,
     likelihood: Likelihood = Gaussian(),
-    penalty: Penalty | None = None,
+    penalty: Penalty | KernelPrior | None = GaussianProcessPrior(),
     solver: Solver = Newton(),
     mask: Any = None,
     reference_noise: NoiseModel | None = None,
@@ -85,8 +87,10 @@ def subtract(
         NoiseWarning.
     likelihood : Likelihood
         Gaussian (eq 8), or a robust one (section 2.4).
-    penalty : Penalty, optional
-        Regularises the kernel (section 2.7).
+    penalty : KernelPrior or Penalty, optional
+        Regularises the kernel. The default, GaussianProcessPrior(), makes it as smooth as the data
+        say, by the evidence; LaplacianPenalty is that of section 2.7; None is the paper's plain fit
+        with every kernel pixel free.
     solver : Solver
         Newton, AdamLBFGS or NormalEquations.
     mask : array_like, optional
@@ -144,27 +148,12 @@ def subtract(
     plan = plan_memory(pairs[0].target.shape, precision, where, limit)
     results: list[Subtraction] = []
     for group in _groups(pairs, plan):
-        objective = _objective(
-            group, kernel, background, likelihood, penalty, precision, where, plan
-        )
-        require_variance(objective)
-        single = len(group) == 1
-        solutions = (
-            [solver.solve(objective, on_step=on_step)]
-            if single
-            else solver.solve_stack(objective, on_step=on_step)
-        )
-        if any(s.status is not Status.CONVERGED for s in solutions):
-            require_variance_at_start(objective)
-        errors: list[Uncertainty | None] = [None] * len(group)
-        if not (single or covariance) and not any(s.clipped is not None for s in solutions):
-            errors = uncertainties_of_stack(objective, [s.system for s in solutions])
-        made = [
-            _finish(
-                pair, objective if single else objective[i], solution, solver, covariance, e, single
-            )
-            for i, (pair, solution, e) in enumerate(zip(group, solutions, errors, strict=True))
-        ]
+        fits = _Fits.of(
+            _objective(group, kernel, background, likelihood, penalty, precision, where, plan),
+            solver, penalty, on_step,
+        )  # fmt: skip
+        errors = fits.errors(covariance)
+        made = [_finish(pair, fits, i, errors[i]) for i, pair in enumerate(group)]
         seconds, started = (time.perf_counter() - started) / len(group), time.perf_counter()
         results += [replace(r, diagnostics=replace(r.diagnostics, seconds=seconds)) for r in made]
     for result in results:
@@ -270,7 +259,7 @@ def _objective(
     kernel: KernelModel,
     background: PolynomialBackground,
     likelihood: Likelihood,
-    penalty: Penalty | None,
+    penalty: Penalty | KernelPrior | None,
     dtype: torch.dtype,
     device: torch.device,
     plan: MemoryPlan,
@@ -287,7 +276,8 @@ def _objective(
     target = stacked([pair.target.data for pair in group])
     use = stacked([pair.flags == 0 for pair in group])
     noise = stack_noise([pair.noise for pair in group])
-    return Objective(model, target, use, noise, likelihood, penalty, dtype)
+    fixed = penalty if isinstance(penalty, Penalty) else None
+    return Objective(model, target, use, noise, likelihood, fixed, dtype)
 
 
 def _flattened(pair: Pair, dtype: torch.dtype) -> torch.Tensor:
@@ -303,25 +293,90 @@ def _flattened(pair: Pair, dtype: torch.dtype) -> torch.Tensor:
     return flat.masked_fill_(pair.reference.mask, 0.0)
 
 
-def _finish(
-    pair: Pair,
-    objective: Objective,
-    solution: Solution,
-    solver: Solver,
-    covariance: bool,
-    errors: Uncertainty | None,
-    alone: bool,
-) -> Subtraction:
-    if solution.clipped is not None:
-        objective = replace(objective, use=objective.use & ~solution.clipped)
-    if errors is None:
-        errors = uncertainty(objective, solution.theta, full=covariance, system=solution.system)
-    if alone:
+@dataclass(frozen=True)
+class _Fits:
+    """Fits of one pair or of a stack: in pixels, and under a prior also in its coefficients."""
+
+    plain: Objective
+    solutions: list[Solution]
+    prior: Regularised | None
+    solver: Solver
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        solver: Solver,
+        penalty: Penalty | KernelPrior | None,
+        on_step: OnStep | None,
+    ) -> _Fits:
+        require_variance(objective)
+        alone = objective.target.ndim == 2
+        solutions = (
+            [solver.solve(objective, on_step=on_step)]
+            if alone
+            else solver.solve_stack(objective, on_step=on_step)
+        )
+        if any(s.status is not Status.CONVERGED for s in solutions):
+            require_variance_at_start(objective)
+        prior = None
+        if isinstance(penalty, KernelPrior):
+            prior = regularise(objective, solutions, penalty, solver, on_step)
+        return cls(objective, solutions, prior, solver)
+
+    @property
+    def _final(self) -> tuple[Objective, list[Solution]]:
+        if self.prior is None:
+            return self.plain, self.solutions
+        return self.prior.objective, self.prior.solutions
+
+    def errors(self, covariance: bool) -> list[Uncertainty]:
+        """Error bars of each pair; those of a stack side by side where that can be done."""
+        objective, solutions = self._final
+        quick: list[Uncertainty | None] = [None] * len(solutions)
+        alone = objective.target.ndim == 2
+        if not (alone or covariance) and not any(s.clipped is not None for s in solutions):
+            quick = uncertainties_of_stack(objective, [s.system for s in solutions])
+        found = []
+        for i, (solution, errors) in enumerate(zip(solutions, quick, strict=True)):
+            if errors is None:
+                one = _unclipped(objective if alone else objective[i], solution)
+                errors = uncertainty(one, solution.theta, full=covariance, system=solution.system)
+                if self.prior is not None:
+                    errors = uncertainty_in_pixels(one, errors)
+            found.append(errors)
+        return found
+
+    def in_pixels(self, i: int) -> tuple[Objective, Solution]:
+        """The fit of the i-th pair with a parameter for each kernel pixel."""
+        alone = self.plain.target.ndim == 2
+        objective = self.plain if alone else self.plain[i]
+        solution = self._final[1][i]
+        if self.prior is not None:
+            inner = self.prior.objective if alone else self.prior.objective[i]
+            solution = replace(solution, theta=in_pixels(inner, solution.theta))
+        if solution.system is not None:
+            solution.system.curvature.clear()
+        return _unclipped(objective, solution), replace(solution, system=None)
+
+
+def _unclipped(objective: Objective, solution: Solution) -> Objective:
+    if solution.clipped is None:
+        return objective
+    return replace(objective, use=objective.use & ~solution.clipped)
+
+
+def _finish(pair: Pair, fits: _Fits, i: int, errors: Uncertainty) -> Subtraction:
+    objective, solution = fits.in_pixels(i)
+    if fits.plain.target.ndim == 2:
         objective.model.correlator.forget(for_good=True)  # room for the images of the result
-    if solution.system is not None:
-        solution.system.curvature.clear()
-    result = assemble(pair, objective, replace(solution, system=None), errors)
-    return replace(result, settings={**result.settings, "solver": repr(solver)})
+    result = assemble(pair, objective, solution, errors)
+    settings = {**result.settings, "solver": repr(fits.solver)}
+    if fits.prior is None:
+        return replace(result, settings=settings)
+    settings["penalty"] = repr(fits.prior.priors[i])
+    diagnostics = replace(result.diagnostics, n_effective=fits.prior.n_effective[i])
+    return replace(result, settings=settings, diagnostics=diagnostics)
 
 
 def _reference_level(reference: Frame, given: float | None) -> float:

@@ -72,6 +72,8 @@ class Diagnostics:
         pixels; 1 if the error map is right.
     n_pixels, n_parameters : int
         Pixels used (N_data) and parameters fitted.
+    n_effective : float
+        Parameters that the data determine; less than ``n_parameters`` under a prior.
     reference_background : float
         Level [ADU] taken off the reference before the fit.
     reference_noise : bool
@@ -91,6 +93,7 @@ class Diagnostics:
     residual_scale: float
     n_pixels: int
     n_parameters: int
+    n_effective: float
     reference_background: float
     reference_noise: bool
     seconds: float

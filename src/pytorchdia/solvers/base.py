@@ -94,9 +94,15 @@ class Solver(ABC):
         Never raises for a fit that goes wrong: the status says how it ended.
         """
 
-    def solve_stack(self, objective: Objective, on_step: OnStep | None = None) -> list[Solution]:
-        """Minimise the objective of each pair of a stack; here one after the other."""
-        return [self.solve(objective[i], on_step=on_step) for i in range(len(objective.target))]
+    def solve_stack(
+        self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
+    ) -> list[Solution]:
+        """Minimise the objective of each pair of a stack; here one after the other.
+
+        ``theta0`` is (pairs, p).
+        """
+        starts = [None] * len(objective.target) if theta0 is None else list(theta0)
+        return [self.solve(objective[i], start, on_step) for i, start in enumerate(starts)]
 
 
 def flat_start(objective: Objective) -> Params:

@@ -73,8 +73,11 @@ class Newton(Solver):
         start = None if theta0 is None else theta0.to(torch.float64)[None]
         return self._solve(stack, lambda _: objective, start, on_step)[0]
 
-    def solve_stack(self, objective: Objective, on_step: OnStep | None = None) -> list[Solution]:
-        return self._solve(objective, lambda i: objective[i], None, on_step)
+    def solve_stack(
+        self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
+    ) -> list[Solution]:
+        start = None if theta0 is None else theta0.to(torch.float64)
+        return self._solve(objective, lambda i: objective[i], start, on_step)
 
     def _solve(
         self,
@@ -84,9 +87,9 @@ class Newton(Solver):
         on_step: OnStep | None,
     ) -> list[Solution]:
         """Side by side as far as that goes, then one by one."""
-        left: dict[int, tuple[Params | None, int]] = dict.fromkeys(
-            range(len(stack.target)), (None if start is None else start[0], 0)
-        )
+        left: dict[int, tuple[Params | None, int]] = {
+            i: (None if start is None else start[i], 0) for i in range(len(stack.target))
+        }
         solutions: dict[int, Solution] = {}
         if self.matrix_free:
             done, left = descend(stack, self.tol, self.max_steps, start, on_step)

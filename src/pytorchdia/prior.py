@@ -1,0 +1,320 @@
+"""A Gaussian process as the prior of the kernel pixels, with its hyperparameters by the evidence.
+
+Kernels are smooth, and small away from their middle. The prior of their pixels is normal with
+
+    C(r, r') = a^2 e(r) e(r') exp(-|r - r'|^2 / 2 l^2),   e(r) = exp(-|r|^2 / 2 s^2),
+
+``a`` the amplitude, ``l`` the length over which neighbours are alike and ``s`` the width of the
+envelope, all distances taken from a common centre in a common elliptical metric; several such
+components may be added. By Mehler's formula each is a sum of products of Hermite functions
+(shapelets) whose variances fall geometrically with their order, so that ``C = F F'`` with a narrow
+F is known in closed form, however ill-conditioned C may be.
+
+The hyperparameters are found by maximising the evidence of the data (MacKay 1992; Rasmussen &
+Williams 2006, section 5.4) in the Gaussian approximation around the fit without a prior:
+the data enter through the normal matrix H and the solution alone, without a pass over the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.optimize
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .arrays import Basis, Matrix, Params
+from .errors import InputError
+from .kernel import KernelModel
+
+__all__ = ["Component", "GaussianProcessPrior", "KernelPrior"]
+
+FloatArray = NDArray[np.float64]
+
+_TAIL = 1e-4  # share of a component's variance in the orders that are left out
+_MAX_ORDER = 14
+_LENGTHS = (0.4, 1e4)  # bounds of l [pixels]
+_LEAST_WIDTH = 0.3  # and of s
+_MOST_ELLIPTICAL = 2.5
+# ln a, ln l and ln s at which the second component starts, relative to the first.
+_SECOND = np.array([-3.0, -1.0, 0.7])
+_HOPELESS = 1e30  # stands for an infinite loss
+_AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
+_WEAK = 0.02  # inverse variance of the hyperparameters about their start: keeps idle ones in place
+
+
+class KernelPrior(ABC):
+    """Base of all normal priors of the kernel pixels with zero mean."""
+
+    @property
+    @abstractmethod
+    def is_known(self) -> bool:
+        """Whether all hyperparameters are given."""
+
+    @abstractmethod
+    def root(self, kernel: KernelModel) -> Basis:
+        """F with covariance F F', (n_k, rank), float64; for a prior that is known."""
+
+    @abstractmethod
+    def found(self, information: Matrix, solution: Params, kernel: KernelModel) -> KernelPrior:
+        """The same prior with its free hyperparameters chosen by the evidence.
+
+        Parameters
+        ----------
+        information : Matrix
+            H of the kernel coefficients with the background marginalised, (n_k, n_k), float64.
+        solution : Params
+            The kernel coefficients that maximise the likelihood, (n_k,).
+        kernel : KernelModel
+        """
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of the covariance of :class:`GaussianProcessPrior`.
+
+    Parameters
+    ----------
+    amplitude : float
+        Standard deviation of a kernel pixel at the centre.
+    length : float
+        Distance over which neighbouring pixels are alike [pixels].
+    width : float
+        Standard deviation of the envelope [pixels].
+    """
+
+    amplitude: float
+    length: float
+    width: float
+
+
+@dataclass(frozen=True)
+class GaussianProcessPrior(KernelPrior):
+    """Kernel pixels as a Gaussian process under an elliptical envelope.
+
+    Parameters
+    ----------
+    components : tuple of Component
+        None given (the default): everything is found by the evidence, for each image anew, with
+        two components.
+    centre : (float, float)
+        (x, y) of the envelope relative to the middle of the box [pixels].
+    ellipse : (float, float)
+        (plus, cross): the metric is exp([[plus, cross], [cross, -plus]]).
+    """
+
+    components: tuple[Component, ...] = ()
+    centre: tuple[float, float] = (0.0, 0.0)
+    ellipse: tuple[float, float] = (0.0, 0.0)
+    evidence: float | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        numbers = [*self.centre, *self.ellipse]
+        for c in self.components:
+            if not min(c.amplitude, c.length, c.width) > 0:
+                raise InputError(
+                    f"Amplitude, length and width of a component must be positive, got {c}."
+                )
+            numbers += [c.amplitude, c.length, c.width]
+        if not all(math.isfinite(number) for number in numbers):
+            raise InputError(f"The hyperparameters of a prior must be finite, got {numbers}.")
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.components)
+
+    def root(self, kernel: KernelModel) -> Basis:
+        with torch.no_grad():
+            root = _root(torch.from_numpy(_vector_of(self)), kernel)
+        if root.shape[1] <= root.shape[0]:
+            return root
+        square: Basis = torch.linalg.qr(root.T, mode="r").R.T
+        return square
+
+    def found(
+        self, information: Matrix, solution: Params, kernel: KernelModel
+    ) -> GaussianProcessPrior:
+        if self.is_known:
+            return self
+        evidence = _Evidence(information, solution, kernel)
+        with _one_thread():
+            main = evidence.maximise(evidence.start(), slice(0, 7))
+            extra = np.append(main, main[4:7] + _SECOND)
+            both = evidence.maximise(extra, slice(7, 10))
+            return _prior_of(both, evidence.value(both))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small matrices are worked on three times as fast by one thread as by two that must meet."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prior_of(x: FloatArray, evidence: float) -> GaussianProcessPrior:
+    x0, y0, plus, cross, *logs = (float(value) for value in x)
+    triples = [logs[i : i + 3] for i in range(0, len(logs), 3)]
+    components = tuple(Component(*(math.exp(value) for value in triple)) for triple in triples)
+    return GaussianProcessPrior(components, (x0, y0), (plus, cross), evidence)
+
+
+def _vector_of(prior: GaussianProcessPrior) -> FloatArray:
+    """(x0, y0, plus, cross), then ln a, ln l and ln s of each component."""
+    logs = [math.log(v) for c in prior.components for v in (c.amplitude, c.length, c.width)]
+    return np.array([*prior.centre, *prior.ellipse, *logs])
+
+
+def _root(x: Tensor, kernel: KernelModel) -> Basis:
+    """F of the hyperparameters of :func:`_vector_of`, differentiable."""
+    ky, kx = kernel.shape
+    y = torch.arange(ky, dtype=torch.float64) - ky // 2
+    column = torch.arange(kx, dtype=torch.float64) - kx // 2
+    dx, dy = (column - x[0]).expand(ky, kx), (y - x[1])[:, None].expand(ky, kx)
+    # The root of the metric: exp of half the traceless matrix.
+    half = 0.5 * torch.sqrt(x[2] ** 2 + x[3] ** 2 + 1e-24)
+    even, odd = torch.cosh(half), 0.5 * torch.sinh(half) / half
+    along = (even + odd * x[2]) * dx + odd * x[3] * dy
+    across = odd * x[3] * dx + (even - odd * x[2]) * dy
+    points = torch.stack([along.reshape(-1), across.reshape(-1)])
+    parts = [_component_root(logs, points) for logs in x[4:].reshape(-1, 3)]
+    return torch.cat(parts, dim=1)
+
+
+def _component_root(logs: Tensor, points: Tensor) -> Basis:
+    """F of one component at points (2, n) of the plane in which its envelope is round.
+
+    In one dimension, with g = sqrt(1 + 2 s^2 / l^2), rho = (g - 1) / (g + 1) and z = x sqrt(g) / s,
+    C = sum_n t_n(x) t_n(x') where t_n^2 = sqrt(pi (1 - rho^2)) rho^n psi_n(z)^2 and psi_n is the
+    n-th normalised Hermite function (Mehler's formula).
+    """
+    amplitude, length, width = logs.exp()
+    ratio = 2.0 * (width / length) ** 2
+    g = torch.sqrt(1.0 + ratio)
+    rho = ratio / (g + 1.0) ** 2
+    z = points * torch.sqrt(g) / width
+    step = torch.sqrt(rho)
+    order = min(_MAX_ORDER, math.ceil(math.log(_TAIL) / math.log(min(float(rho.detach()), 0.99))))
+    waves = [(1.0 - rho**2) ** 0.25 * torch.exp(-0.5 * z**2)]
+    for n in range(1, order + 1):
+        wave = math.sqrt(2.0 / n) * step * z * waves[-1]
+        if n > 1:
+            wave = wave - math.sqrt((n - 1) / n) * rho * waves[-2]
+        waves.append(wave)
+    along, across = torch.stack(waves, dim=-1)
+    i, j = np.tril_indices(order + 1)
+    root: Basis = amplitude * along[:, i - j] * across[:, j]
+    return root
+
+
+class _Evidence:
+    """ln p(data | hyperparameters), up to a constant."""
+
+    def __init__(self, information: Matrix, solution: Params, kernel: KernelModel) -> None:
+        self.information, self.kernel = information, kernel
+        self.projected = information @ solution
+        self.scale = float(solution.sum())
+        self.half = 0.5 * max(kernel.shape)
+        self.evaluations = 0
+
+    def value(self, x: FloatArray) -> float:
+        with torch.no_grad():
+            return self._terms(_root(torch.from_numpy(x), self.kernel))[0]
+
+    def kernel_of(self, x: FloatArray) -> Params:
+        """The most probable kernel, (n_k,)."""
+        with torch.no_grad():
+            root = _root(torch.from_numpy(x), self.kernel)
+            kernel: Params = root @ self._terms(root)[1]
+            return kernel
+
+    def _terms(self, root: Basis) -> tuple[float, Tensor, Basis, Matrix]:
+        """The evidence; the coefficients of the columns of F; H F; the factor of 1 + F' H F."""
+        product = self.information @ root
+        system = root.T @ product
+        system.diagonal().add_(1.0)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:  # far beyond what the data allow: rounding has eaten the unit diagonal
+            return -math.inf, torch.zeros_like(root[0]), product, factor
+        right = root.T @ self.projected
+        coefficients = torch.cholesky_solve(right[:, None], factor)[:, 0]
+        value = 0.5 * float(right @ coefficients) - float(factor.diagonal().log().sum())
+        return value, coefficients, product, factor
+
+    def with_gradient(self, x: FloatArray) -> tuple[float, FloatArray]:
+        """The evidence and its derivatives by the hyperparameters."""
+        self.evaluations += 1
+        point = torch.from_numpy(x).requires_grad_(True)
+        root = _root(point, self.kernel)
+        with torch.no_grad():
+            value, coefficients, product, factor = self._terms(root)
+            if not math.isfinite(value):
+                return value, np.zeros_like(x)
+            residual = self.projected - product @ coefficients
+            slope = torch.outer(residual, coefficients)
+            slope -= torch.cholesky_solve(product.T, factor).T
+        root.backward(slope)  # type: ignore[no-untyped-call]
+        assert point.grad is not None
+        return value, point.grad.numpy()
+
+    def maximise(self, start: FloatArray, free: slice) -> FloatArray:
+        """The best hyperparameters, those that are not ``free`` left as they are."""
+        x = start.copy()
+
+        def loss(part: FloatArray) -> tuple[float, FloatArray]:
+            x[free] = part
+            value, gradient = self.with_gradient(x)
+            if not math.isfinite(value):
+                return _HOPELESS, np.zeros_like(part)
+            away = part - start[free]
+            return 0.5 * _WEAK * float(away @ away) - value, _WEAK * away - gradient[free]
+
+        found = scipy.optimize.minimize(
+            loss, start[free], jac=True, method="L-BFGS-B", bounds=self.bounds(start)[free],
+            options={"maxiter": 40, "ftol": 1e-6, "gtol": 1e-2},
+        )  # fmt: skip
+        x[free] = found.x
+        return x
+
+    def bounds(self, start: FloatArray) -> list[tuple[float, float]]:
+        centre, shape = (-self.half, self.half), (-_MOST_ELLIPTICAL, _MOST_ELLIPTICAL)
+        bounds = [centre, centre, shape, shape]
+        for log_amplitude in start[4::3]:
+            low, high = (float(log_amplitude + step) for step in _AMPLITUDES)
+            bounds += [
+                (low, high),
+                (math.log(_LENGTHS[0]), math.log(_LENGTHS[1])),
+                (math.log(_LEAST_WIDTH), math.log(4.0 * self.half)),
+            ]
+        return bounds
+
+    def start(self) -> FloatArray:
+        """Centre, shape and size from the moments of the kernel under a broad prior."""
+        width = 0.4 * self.half
+        amplitude = max(abs(self.scale), 1e-12) / width**2
+        broad = np.array([0.0, 0.0, 0.0, 0.0, np.log(amplitude), np.log(2.0), np.log(width)])
+        kernel = self.kernel_of(broad).reshape(self.kernel.shape).numpy()
+        kernel = kernel * np.sign(kernel.flat[np.argmax(np.abs(kernel))])
+        weight = np.maximum(kernel - 0.2 * kernel.max(), 0.0)
+        y, x = (np.arange(n) - n // 2 for n in kernel.shape)
+        total = weight.sum()
+        x0, y0 = (weight @ x).sum() / total, (y @ weight).sum() / total
+        dx, dy = x - x0, (y - y0)[:, None]
+        xx, yy, xy = ((weight * q).sum() / total for q in (dx**2, dy**2, dx * dy))
+        values, axes = np.linalg.eigh(np.array([[xx, xy], [xy, yy]]))
+        values = np.maximum(values, 0.25)
+        logs = axes @ np.diag(-np.log(values)) @ axes.T  # of the metric, which is the inverse
+        size = math.sqrt(math.sqrt(values[0] * values[1]))
+        return np.array([
+            x0, y0, 0.5 * (logs[0, 0] - logs[1, 1]), logs[0, 1],
+            math.log(kernel.max()), math.log(2.0 * size), math.log(size),
+        ])  # fmt: skip

@@ -1,0 +1,175 @@
+"""From a fit without a prior to one under a prior whose hyperparameters the data choose.
+
+The fit is repeated in the coefficients of the prior's root F, in which the prior is a unit normal:
+``K = F c``. Nothing is inverted that may be singular, and the Hessian is well conditioned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from .arrays import Basis, Matrix, Params
+from .fisher import Uncertainty
+from .kernel import BasisKernel
+from .objective import Objective
+from .penalty import UnitNormal
+from .prior import KernelPrior
+from .solvers import Solution, Solver
+from .solvers.base import OnStep
+
+__all__ = ["Regularised", "in_pixels", "regularise", "uncertainty_in_pixels"]
+
+
+@dataclass(frozen=True)
+class Regularised:
+    """Fits under a prior.
+
+    Attributes
+    ----------
+    objective : Objective
+        In the coefficients of the priors' roots, of one pair or of a stack.
+    solutions : list of Solution
+        Likewise; those of pairs without a prior are None.
+    priors : list of KernelPrior
+        With their hyperparameters.
+    n_effective : list of float
+        Parameters that the data, not the prior, determine: the trace of 1 - (1 + F' H F)^-1 over
+        the kernel (MacKay 1992), plus the background's.
+    """
+
+    objective: Objective
+    solutions: list[Solution]
+    priors: list[KernelPrior]
+    n_effective: list[float]
+
+
+def regularise(
+    objective: Objective,
+    solutions: list[Solution],
+    prior: KernelPrior,
+    solver: Solver,
+    on_step: OnStep | None = None,
+) -> Regularised:
+    """Fit again under ``prior``, its free hyperparameters chosen by the evidence.
+
+    Parameters
+    ----------
+    objective : Objective
+        Of one pair, (h, w), or of a stack, (pairs, h, w), with a kernel of free pixels.
+    solutions : list of Solution
+        Without a prior, one for each pair.
+    prior : KernelPrior
+    solver : Solver
+    on_step : callable, optional
+    """
+    model, alone = objective.model, objective.target.ndim == 2
+    device = model.device
+    priors, roots, starts, effective = [], [], [], []
+    for i, solution in enumerate(solutions):
+        one = objective if alone else objective[i]
+        matrix = _information(one, solution).cpu()
+        given = _Quadratic(matrix, solution.theta.cpu(), model.kernel.n_params)
+        found = prior.found(given.information, given.kernel, model.kernel)
+        root = found.root(model.kernel)
+        start, n_effective = given.under(root)
+        if solution.system is not None:
+            solution.system.curvature.clear()  # its memory is needed
+        priors.append(found)
+        roots.append(root)
+        starts.append(start)
+        effective.append(n_effective)
+    rank = max(root.shape[1] for root in roots)
+    pad = torch.nn.functional.pad
+    n_b = model.background.n_params
+    starts = [
+        torch.cat([pad(start[:-n_b], (0, rank + n_b - len(start))), start[-n_b:]])
+        for start in starts
+    ]
+    basis = torch.stack([pad(root, (0, rank - root.shape[1])) for root in roots]).to(device)
+    theta0 = torch.stack(starts).to(device)
+    kernel = BasisKernel(model.kernel.shape, basis[0] if alone else basis)
+    clipped = [solution.clipped for solution in solutions]
+    use = objective.use
+    if any(each is not None for each in clipped):
+        none = torch.zeros_like(use if alone else use[0])
+        rejected = [none if each is None else each for each in clipped]
+        use = use & ~(rejected[0] if alone else torch.stack(rejected))
+    inner = replace(objective, model=model.with_kernel(kernel), penalty=UnitNormal(), use=use)
+    if alone:
+        fitted = [solver.solve(inner, theta0[0], on_step)]
+    else:
+        fitted = solver.solve_stack(inner, theta0, on_step)
+    fitted = [_joined(before, after) for before, after in zip(solutions, fitted, strict=True)]
+    return Regularised(inner, fitted, priors, effective)
+
+
+def _joined(before: Solution, after: Solution) -> Solution:
+    """The second fit with what should be known of the first."""
+    clipped = before.clipped
+    if clipped is not None and after.clipped is not None:
+        clipped = clipped | after.clipped
+    seen = {finding.code for finding in after.findings}
+    return replace(
+        after,
+        steps=before.steps + after.steps,
+        evaluations=before.evaluations + after.evaluations,
+        clipped=after.clipped if clipped is None else clipped,
+        findings=after.findings
+        + tuple(f for f in before.findings if f.code not in seen and f.code in _STILL_TRUE),
+    )
+
+
+# Findings of the first fit that hold for the second as well.
+_STILL_TRUE = {"many-clipped"}
+
+
+def _information(objective: Objective, solution: Solution) -> Matrix:
+    """H at the solution, as far as a preconditioner knows it."""
+    if solution.system is not None:
+        return solution.system.factor.matrix()
+    curvature = objective.evaluate(solution.theta).curvature
+    assert curvature is not None
+    return objective.preconditioner([part.abs() for part in curvature])
+
+
+class _Quadratic:
+    """The loss around its minimum: (theta - theta_0)' H (theta - theta_0) / 2."""
+
+    def __init__(self, matrix: Matrix, theta: Params, n_k: int) -> None:
+        self.kernel, self.background = theta[:n_k], theta[n_k:]
+        cross, corner = matrix[:n_k, n_k:], matrix[n_k:, n_k:]
+        self._answer = torch.linalg.solve(corner, cross.T)  # of the background to the kernel
+        self.information = matrix[:n_k, :n_k] - cross @ self._answer
+
+    def under(self, root: Basis) -> tuple[Params, float]:
+        """The most probable coefficients under a prior, and the effective number of parameters."""
+        product = self.information @ root
+        system = root.T @ product
+        system.diagonal().add_(1.0)
+        factor = torch.linalg.cholesky(system)
+        right = root.T @ (self.information @ self.kernel)
+        coefficients = torch.cholesky_solve(right[:, None], factor)[:, 0]
+        background = self.background + self._answer @ (self.kernel - root @ coefficients)
+        held = float(torch.cholesky_inverse(factor).diagonal().sum())
+        effective = root.shape[1] - held + len(background)
+        return torch.cat([coefficients, background]), effective
+
+
+def in_pixels(objective: Objective, theta: Params) -> Params:
+    """Kernel pixels and background of coefficients (p,)."""
+    model = objective.model
+    return torch.cat([model.kernel_image(theta).flatten(), model.split(theta)[1]])
+
+
+def uncertainty_in_pixels(objective: Objective, errors: Uncertainty) -> Uncertainty:
+    """The covariance matrix of kernel pixels and background in place of that of coefficients."""
+    if errors.covariance is None:
+        return errors
+    kernel = objective.model.kernel
+    assert isinstance(kernel, BasisKernel)
+    covariance, n_k = errors.covariance, kernel.n_params
+    left = torch.cat([kernel.basis @ covariance[:n_k], covariance[n_k:]])
+    whole = torch.cat([left[:, :n_k] @ kernel.basis.T, left[:, n_k:]], dim=1)
+    return replace(errors, covariance=0.5 * (whole + whole.T))

@@ -1,0 +1,266 @@
+"""The Gaussian process prior, its evidence, and the fit under it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pytorchdia import (
+    AdamLBFGS,
+    CCDNoise,
+    DeltaKernel,
+    FixedVariance,
+    Gaussian,
+    GaussianProcessPrior,
+    Huber,
+    InputError,
+    Newton,
+    NormalEquations,
+    PolynomialBackground,
+    subtract,
+)
+from pytorchdia import prior as prior_module
+from pytorchdia.image_model import ImageModel
+from pytorchdia.kernel import BasisKernel
+from pytorchdia.objective import Objective
+from pytorchdia.prior import Component, _Evidence, _root
+from pytorchdia.regularise import in_pixels, regularise
+from pytorchdia.simulate import simulate_pair
+
+NOISE = CCDNoise(5.0)
+POINT = np.array([0.3, -0.5, 0.4, 0.2, math.log(0.3), math.log(2.0), math.log(2.5)])
+
+
+def dense_covariance(x, shape):
+    """C as it is written in the module's docstring."""
+    ky, kx = shape
+    y, column = np.mgrid[:ky, :kx]
+    dx, dy = (column - kx // 2 - x[0]).ravel(), (y - ky // 2 - x[1]).ravel()
+    metric = torch.linalg.matrix_exp(torch.tensor([[x[2], x[3]], [x[3], -x[2]]])).numpy()
+
+    def square(a, b):
+        return metric[0, 0] * a * a + 2 * metric[0, 1] * a * b + metric[1, 1] * b * b
+
+    total = 0.0
+    for a, length, width in np.exp(x[4:]).reshape(-1, 3):
+        envelope = np.exp(-0.5 * square(dx, dy) / width**2)
+        apart = square(dx[:, None] - dx, dy[:, None] - dy)
+        alike = np.exp(-0.5 * apart / length**2)
+        total = total + a**2 * envelope[:, None] * alike * envelope
+    return torch.from_numpy(total)
+
+
+def example(seed=5, shape=(70, 62), size=9, dtype=torch.float64, noise=NOISE):
+    pair = simulate_pair(seed, shape)
+    reference = torch.from_numpy(pair.reference - np.median(pair.reference))
+    model = ImageModel(reference, DeltaKernel(size), PolynomialBackground(1))
+    if noise is None:
+        noise = FixedVariance(torch.from_numpy(pair.target_sigma**2))
+    target = torch.from_numpy(pair.target)
+    return pair, Objective(model, target, model.valid, noise, Gaussian(), None, dtype)
+
+
+@pytest.mark.parametrize("extra", [[], [math.log(0.02), math.log(1.5), math.log(3.0)]])
+def test_shapelets_are_the_covariance(extra, monkeypatch):
+    monkeypatch.setattr(prior_module, "_TAIL", 1e-9)
+    monkeypatch.setattr(prior_module, "_MAX_ORDER", 40)
+    x = np.append(POINT, extra)
+    kernel = DeltaKernel((9, 13))
+    root = _root(torch.from_numpy(x), kernel)
+    dense = dense_covariance(x, (9, 13))
+    torch.testing.assert_close(root @ root.T, dense, rtol=0, atol=1e-8 * float(dense.max()))
+
+
+def test_orders_left_out_by_default_hold_little_of_the_variance():
+    kernel = DeltaKernel(15)
+    root = _root(torch.from_numpy(POINT), kernel)
+    dense = dense_covariance(POINT, kernel.shape)
+    assert float((root @ root.T - dense).abs().max()) < 1e-3 * float(dense.max())
+
+
+def evidence_of_example():
+    _, o = example()
+    solution = Newton().solve(o)
+    matrix = o.hessian(o.evaluate(solution.theta).curvature)
+    n_k = o.model.kernel.n_params
+    cross, corner = matrix[:n_k, n_k:], matrix[n_k:, n_k:]
+    information = matrix[:n_k, :n_k] - cross @ torch.linalg.solve(corner, cross.T)
+    return _Evidence(information, solution.theta[:n_k], o.model.kernel)
+
+
+def test_the_evidence_is_the_marginal_likelihood():
+    # The fitted kernel scatters about 0 with covariance C + H^-1; constants drop out.
+    evidence = evidence_of_example()
+    values = []
+    for x in (POINT, POINT + 0.1):
+        root = _root(torch.from_numpy(x), evidence.kernel)
+        covariance = root @ root.T + torch.linalg.inv(evidence.information)
+        fitted = torch.linalg.solve(evidence.information, evidence.projected)
+        normal = torch.distributions.MultivariateNormal(torch.zeros_like(fitted), covariance)
+        values.append(float(normal.log_prob(fitted)))
+    difference = evidence.value(POINT + 0.1) - evidence.value(POINT)
+    assert difference == pytest.approx(values[1] - values[0], abs=1e-4)
+
+
+def test_derivatives_of_the_evidence_are_those_of_differences():
+    evidence = evidence_of_example()
+    x = np.append(POINT, [math.log(0.02), math.log(1.5), math.log(3.0)])
+    _, gradient = evidence.with_gradient(x)
+    steps = 1e-5 * np.eye(len(x))
+    numerical = [(evidence.value(x + d) - evidence.value(x - d)) / 2e-5 for d in steps]
+    np.testing.assert_allclose(gradient, numerical, rtol=1e-4, atol=1e-4 * abs(gradient).max())
+
+
+def test_what_is_found_is_better_than_its_surroundings():
+    evidence = evidence_of_example()
+    solution = torch.linalg.solve(evidence.information, evidence.projected)
+    found = GaussianProcessPrior().found(evidence.information, solution, evidence.kernel)
+    best = prior_module._vector_of(found)
+    assert found.is_known
+    assert found.evidence == pytest.approx(evidence.value(best))
+    for i in range(7):
+        for sign in (-0.2, 0.2):
+            beside = best.copy()
+            beside[i] += sign
+            assert evidence.value(beside) < evidence.value(best) + 0.5
+    assert found.found(evidence.information, solution, evidence.kernel) is found
+
+
+def test_a_kernel_of_basis_images_is_a_change_of_variables():
+    _, o = example()
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.randn(81, 12, generator=generator, dtype=torch.float64)
+    inner = o.model.with_kernel(BasisKernel((9, 9), basis))
+    t = torch.block_diag(basis, torch.eye(3, dtype=torch.float64))
+    weight = torch.rand(o.model.shape, generator=generator, dtype=torch.float64) * o.use
+    for method in ("gram", "gram_toeplitz"):
+        torch.testing.assert_close(
+            getattr(inner, method)(weight), t.T @ getattr(o.model, method)(weight) @ t
+        )
+    theta = torch.randn(15, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(inner.mv(theta), o.model.mv(t @ theta))
+    torch.testing.assert_close(inner.rmv(weight), t.T @ o.model.rmv(weight))
+    torch.testing.assert_close(inner.scale_gradient(), t.T @ o.model.scale_gradient())
+
+
+PRIOR = GaussianProcessPrior((Component(0.1, 2.0, 2.0),), (0.2, -0.1), (0.3, 0.1))
+
+
+@pytest.mark.parametrize("solver", [Newton(), Newton(matrix_free=False), AdamLBFGS()], ids=repr)
+def test_the_fit_under_a_prior_is_the_dense_posterior(solver):
+    # With a fixed variance everything is linear: theta = (H + C^-1)^-1 A' W I.
+    _, o = example(noise=None)
+    result = regularise(o, [solver.solve(o)], PRIOR, solver)
+    theta = in_pixels(result.objective, result.solutions[0].theta)
+    e = o.evaluate(theta)
+    n_k = o.model.kernel.n_params
+    root = PRIOR.root(o.model.kernel)
+    t = torch.block_diag(root, torch.eye(3, dtype=torch.float64))
+    matrix = t.T @ o.hessian(e.curvature) @ t
+    matrix.diagonal()[: root.shape[1]] += 1.0
+    weight = torch.where(o.use, 1.0 / o.noise.variance(o.target), 0.0)
+    dense = t @ torch.linalg.solve(matrix, t.T @ o.model.rmv(weight * o.target))
+    tol = 1e-3 if isinstance(solver, AdamLBFGS) else 1e-8
+    torch.testing.assert_close(
+        theta[:n_k], dense[:n_k], rtol=0, atol=tol * float(dense[:n_k].max())
+    )
+    assert 3 < result.n_effective[0] < 60
+
+
+def test_covariance_under_a_prior_is_that_of_the_posterior():
+    pair, o = example(noise=None)
+    size = DeltaKernel(9)
+    result = subtract(
+        pair.target, pair.reference, kernel=size, background=PolynomialBackground(1),
+        noise=o.noise, penalty=PRIOR, dtype=torch.float64,
+    )  # fmt: skip
+    root = PRIOR.root(size)
+    theta = torch.cat([torch.from_numpy(result.kernel).flatten(), torch.zeros(3)])
+    t = torch.block_diag(root, torch.eye(3, dtype=torch.float64))
+    matrix = t.T @ o.hessian(o.evaluate(theta).curvature) @ t
+    matrix.diagonal()[: root.shape[1]] += 1.0
+    dense = t @ torch.linalg.inv(matrix) @ t.T
+    np.testing.assert_allclose(result.covariance, dense, rtol=1e-6, atol=1e-9 * float(dense.max()))
+    ones = torch.cat([torch.ones(81, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)])
+    assert result.scale_error == pytest.approx(float((ones @ dense @ ones).sqrt()), rel=1e-6)
+    quick = subtract(
+        pair.target, pair.reference, kernel=size, background=PolynomialBackground(1),
+        noise=o.noise, penalty=PRIOR, dtype=torch.float64, covariance=False,
+    )  # fmt: skip
+    assert quick.scale_error == pytest.approx(result.scale_error, rel=1e-3)
+
+
+@pytest.mark.parametrize("likelihood", [None, Huber()])
+def test_a_stack_under_a_prior_equals_a_loop(likelihood):
+    pairs = [simulate_pair(seed, (60, 66)) for seed in (4, 5, 7)]
+    options = {"noise": NOISE, "kernel": DeltaKernel(7), "penalty": GaussianProcessPrior()}
+    options |= {"covariance": False} | ({"likelihood": likelihood} if likelihood else {})
+    stack = subtract([p.target for p in pairs], [p.reference for p in pairs], **options)
+    for pair, one in zip(pairs, stack, strict=True):
+        alone = subtract(pair.target, pair.reference, **options)
+        np.testing.assert_allclose(one.kernel, alone.kernel, atol=2e-4 * alone.kernel.max())
+        assert one.scale == pytest.approx(alone.scale, abs=0.05 * alone.scale_error)
+        assert one.scale_error == pytest.approx(alone.scale_error, rel=0.01)
+
+
+def test_the_default_prior_lowers_the_error_of_the_model():
+    ratios, pulls = [], []
+    for seed in range(40, 52):
+        pair = simulate_pair(seed, (142, 142))
+        errors = []
+        for penalty in (None, GaussianProcessPrior()):
+            r = subtract(pair.target, pair.reference, noise=NOISE, penalty=penalty,
+                         covariance=False)  # fmt: skip
+            errors.append(float(((r.model - pair.target_noiseless)[~r.mask] ** 2).mean()))
+        assert r.diagnostics.n_effective < 200
+        assert "components" in r.settings["penalty"]
+        ratios.append(errors[1] / errors[0])
+        pulls.append((r.scale - 1.0) / r.scale_error)
+    assert np.median(ratios) < 0.35
+    assert np.median(np.abs(pulls)) < 1.5
+
+
+def test_a_kernel_at_the_edge_of_the_box_and_another_scale_are_found():
+    pair = simulate_pair(44, (120, 110), phi_k=1.0)
+    shift = 4
+    target = 37.0 * (np.roll(pair.target_noiseless, (shift, -shift), (0, 1)) - pair.sky_i) + 500.0
+    rng = np.random.default_rng(2)
+    target = target + rng.standard_normal(target.shape) * np.sqrt(25.0 + np.maximum(target, 1.0))
+    r = subtract(target, pair.reference, noise=NOISE, kernel=DeltaKernel(15), covariance=False,
+                 mask=border(target.shape, 8), penalty=GaussianProcessPrior())  # fmt: skip
+    y, x = np.unravel_index(np.argmax(r.kernel), r.kernel.shape)
+    assert abs(y - 7 + shift) <= 1
+    assert abs(x - 7 - shift) <= 1
+    assert r.scale == pytest.approx(37.0, rel=0.1)
+
+
+def border(shape, width):
+    mask = np.ones(shape, dtype=bool)
+    mask[width:-width, width:-width] = False
+    return mask
+
+
+def test_unusable_hyperparameters_are_refused():
+    with pytest.raises(InputError, match="must be positive"):
+        GaussianProcessPrior((Component(0.1, -1.0, 2.0),))
+    with pytest.raises(InputError, match="must be finite"):
+        GaussianProcessPrior((Component(0.1, 1.0, 2.0),), centre=(math.nan, 0.0))
+
+
+def test_clipped_pixels_stay_out_of_the_fit_under_a_prior():
+    pair = simulate_pair(5, (70, 62))
+    target = pair.target.copy()
+    target[30, 30] += 1e5
+    options = {"noise": NOISE, "kernel": DeltaKernel(7), "solver": NormalEquations(3, k_sigma=6.0)}
+    plain = subtract(target, pair.reference, **options)
+    r = subtract(target, pair.reference, penalty=GaussianProcessPrior(), **options)
+    assert r.mask[30, 30]
+    assert plain.mask[30, 30]
+    assert r.scale == pytest.approx(plain.scale, abs=3 * plain.scale_error)
+
+
+def test_a_prior_is_a_value():
+    assert GaussianProcessPrior() == GaussianProcessPrior()
+    assert dataclasses.replace(PRIOR, evidence=3.0) == PRIOR
