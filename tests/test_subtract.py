@@ -248,7 +248,8 @@ def test_the_inputs_are_left_as_they_were(pair):
 def test_public_names():
     assert sorted(pytorchdia.__all__) == [
         "AdamLBFGS", "CCDNoise", "DeltaKernel", "EMCCDNoise", "Finding", "FixedVariance", "Flag",
-        "Frame", "Gaussian", "GaussianProcessPrior", "Huber", "InputError", "LaplacianPenalty", "Likelihood", "Newton",
+        "Frame", "Gaussian", "GaussianProcessPrior", "Huber", "InputError", "LaplacianPenalty",
+        "Likelihood", "Newton",
         "NoiseModel", "NormalEquations", "PolynomialBackground", "PyTorchDIAError",
         "PyTorchDIAWarning", "Status", "StudentT", "Subtraction", "SubtractionStack",
         "as_frame", "choose_kernel", "subtract",

@@ -20,6 +20,7 @@ from .checks import require_same_shape
 from .config import (
     DtypeName,
     LikelihoodName,
+    PriorName,
     SolverName,
     make_likelihood,
     make_penalty,
@@ -95,7 +96,7 @@ def subtract(
     reference_exposure: o.ReferenceExposure = None,
     kernel_size: o.KernelSize = "auto",
     background_degree: o.BackgroundDegree = 0,
-    prior: o.Prior = None,
+    prior: o.Prior = PriorName.NONE,
     laplacian: o.Laplacian = None,
     likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
     huber_c: o.HuberC = None,

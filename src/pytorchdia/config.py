@@ -90,9 +90,9 @@ def make_likelihood(
 
 
 def make_penalty(
-    prior: PriorName | None, laplacian: float | None
+    prior: PriorName, laplacian: float | None
 ) -> GaussianProcessPrior | LaplacianPenalty | None:
-    """The prior of the kernel; by the evidence if neither is given.
+    """The prior or penalty of the kernel; none if neither is asked for.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def make_penalty(
         Both are given, or the strength is out of range.
     """
     if laplacian is None:
-        return None if prior is PriorName.NONE else GaussianProcessPrior()
+        return GaussianProcessPrior() if prior is PriorName.EVIDENCE else None
     if prior is PriorName.EVIDENCE:
         raise InputError("--laplacian takes the place of --prior evidence; leave one of them out.")
     return LaplacianPenalty(laplacian)

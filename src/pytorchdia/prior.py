@@ -46,7 +46,7 @@ _MOST_ELLIPTICAL = 2.5
 _SECOND = np.array([-3.0, -1.0, 0.7])
 _HOPELESS = 1e30  # stands for an infinite loss
 _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
-_WEAK = 0.02  # inverse variance of the hyperparameters about their start: keeps idle ones in place
+_WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
 
 
 class KernelPrior(ABC):
@@ -280,7 +280,7 @@ class _Evidence:
 
         found = scipy.optimize.minimize(
             loss, start[free], jac=True, method="L-BFGS-B", bounds=self.bounds(start)[free],
-            options={"maxiter": 40, "ftol": 1e-6, "gtol": 1e-2},
+            options={"maxiter": 60, "ftol": 1e-7, "gtol": 1e-2},
         )  # fmt: skip
         x[free] = found.x
         return x

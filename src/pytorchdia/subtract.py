@@ -37,7 +37,7 @@ from .memory import MemoryPlan, parse_memory, plan_memory
 from .noise import NoiseModel, stack_noise
 from .objective import Objective
 from .penalty import Penalty
-from .prior import GaussianProcessPrior, KernelPrior
+from .prior import KernelPrior
 from .regularise import Regularised, in_pixels, regularise, uncertainty_in_pixels
 from .solvers import Newton, Solution, Solver
 from .solvers.base import OnStep
@@ -55,7 +55,7 @@ def subtract(
     background: PolynomialBackground = PolynomialBackground(0),
     noise: NoiseModel | None = None,
     likelihood: Likelihood = Gaussian(),
-    penalty: Penalty | KernelPrior | None = GaussianProcessPrior(),
+    penalty: Penalty | KernelPrior | None = None,
     solver: Solver = Newton(),
     mask: Any = None,
     reference_noise: NoiseModel | None = None,
@@ -88,9 +88,9 @@ def subtract(
     likelihood : Likelihood
         Gaussian (eq 8), or a robust one (section 2.4).
     penalty : KernelPrior or Penalty, optional
-        Regularises the kernel. The default, GaussianProcessPrior(), makes it as smooth as the data
-        say, by the evidence; LaplacianPenalty is that of section 2.7; None is the paper's plain fit
-        with every kernel pixel free.
+        Regularises the kernel. GaussianProcessPrior() makes it as smooth as the data say, by the
+        evidence; LaplacianPenalty is that of section 2.7; None is the paper's plain fit with every
+        kernel pixel free.
     solver : Solver
         Newton, AdamLBFGS or NormalEquations.
     mask : array_like, optional
