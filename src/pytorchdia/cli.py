@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
 import warnings
@@ -29,6 +30,7 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
+from .experiments import ALL_PAIRS, run_table2
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -189,6 +191,45 @@ def demo(
     """Make two sample frames of a crowded field, subtract them, and say where to look."""
     code = run_demo(folder, seed, lambda arguments: app(arguments, standalone_mode=False))
     raise typer.Exit(code)
+
+
+class ExperimentName(enum.StrEnum):
+    """Experiments of the paper by name."""
+
+    TABLE2 = "table2"
+
+
+@app.command()
+def experiment(
+    name: Annotated[
+        ExperimentName, typer.Argument(help="table2: the simulated image tests of section 3.3.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where results go; pytorchdia-NAME if absent.")
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Simulated pairs; the paper's {ALL_PAIRS} if absent."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="128 pairs: about a minute.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one for each core if absent.")
+    ] = None,
+) -> None:
+    """Rerun an experiment of the paper: a CSV table, a page beside the paper's numbers, a picture.
+
+    A run that was interrupted goes on where it stopped; one with more pairs adds what is missing.
+    """
+    if quick and pairs is not None:
+        raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
+    folder = Path(f"pytorchdia-{name}") if folder is None else folder
+    count = 128 if quick else ALL_PAIRS if pairs is None else pairs
+    with display.progress_bar("Blocks of 32 pairs") as report:
+        try:
+            run_table2(folder, count, workers=workers, progress=report)
+        except OSError as error:
+            raise WriteError(f"{folder} cannot be written: {error}.") from error
+    display.stderr.print(f"Results are in {folder}: table2.csv, table2.md and figure3.png.")
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,69 +36,20 @@ from ..prior import GaussianProcessPrior
 from ..simulate import READ_NOISE, SimulatedPair, Stars, render_gaussian, simulate_pair
 from ..solvers import Newton, NormalEquations
 from ..subtract import subtract
-from ..subtraction import Subtraction
+from ..subtraction import Subtraction, SubtractionStack
+from .cells import CELLS, METHODS, SNR_REGIMES, Cell, Summary
+from .report import draw_figure3, write_page
 
-__all__ = ["ALL_PAIRS", "CELLS", "METHODS", "Cell", "Method", "Summary", "run_table2", "summarise"]
+__all__ = ["ALL_PAIRS", "Method", "measure", "normalised_flux", "run_table2", "summarise"]
 
 ALL_PAIRS = 71_569  # of the paper
 BLOCK = 32  # pairs in one file
 KERNEL = 19
-METHODS = ("b08", "plain", "prior")
-"""Iterated least squares; maximum likelihood, every pixel free; the prior found by the evidence."""
-
-SNR_REGIMES = ((8.0, 40.0), (40.0, 200.0), (200.0, 1000.0))
 MEDIANS = ("P", "mse", "mse_noisy", "mfb", "mfv")
 _COLUMNS = ("seed", "method", "status", "snr", "phi_r", "phi_k", *MEDIANS, "flux")
 
 Method = str
 FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One of the twelve cells of Table 2."""
-
-    regime: int
-    wide_reference: bool
-    wide_kernel: bool
-
-    @property
-    def name(self) -> str:
-        """As the head of the paper's table."""
-        signs = (">" if wide else "<" for wide in (self.wide_reference, self.wide_kernel))
-        return "phi_R {} 1, phi_K {} 1".format(*signs)
-
-    def holds(self, snr: FloatArray, phi_r: FloatArray, phi_k: FloatArray) -> NDArray[np.bool_]:
-        """Which simulations fall into it."""
-        low, high = SNR_REGIMES[self.regime - 1]
-        within = (snr > low) & (snr < high)
-        return within & ((phi_r > 1) == self.wide_reference) & ((phi_k > 1) == self.wide_kernel)
-
-
-CELLS = tuple(
-    Cell(regime, wide_reference, wide_kernel)
-    for regime in (1, 2, 3)
-    for wide_reference in (True, False)
-    for wide_kernel in (True, False)
-)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One metric of one method in one cell.
-
-    ``value`` is a median with its 16th and 84th percentiles, or MPB or MPV; ``error`` is its
-    standard error.
-    """
-
-    method: Method
-    metric: str
-    cell: Cell
-    value: float
-    low: float
-    high: float
-    error: float
-    n: int
 
 
 def run_table2(
@@ -145,6 +95,8 @@ def run_table2(
     rows = [row for job in jobs for row in _read(job[2])]
     summaries = summarise(rows)
     write_table(summaries, folder / "table2.csv")
+    write_page(summaries, folder / "table2.md")
+    draw_figure3(summaries, folder / "figure3.png")
     return summaries
 
 
@@ -164,14 +116,15 @@ def _run_block(job: tuple[int, Method, Path]) -> None:
             solver=NormalEquations(3) if method == "b08" else Newton(),
             covariance=False,
         )
-    rows = [
+    assert isinstance(results, SubtractionStack)
+    rows: list[dict[str, object]] = [
         {"seed": seed, "method": method, **measure(pair, result)}
         for (seed, pair), result in zip(pairs.items(), results, strict=True)
     ]
     _write(rows, path)
 
 
-def measure(pair: SimulatedPair, result: Subtraction) -> dict[str, float | str]:
+def measure(pair: SimulatedPair, result: Subtraction) -> dict[str, object]:
     """The metrics of Table 1 for one pair."""
     use = torch.from_numpy(~result.mask)
     model = torch.from_numpy(result.model).to(torch.float64)

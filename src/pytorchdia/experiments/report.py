@@ -1,0 +1,100 @@
+"""Table 2 as a page and Figure 3 as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .cells import CELLS, METHODS, Summary
+from .paper import PAPER, PAPER_COUNTS
+
+__all__ = ["draw_figure3", "write_page"]
+
+METRICS = {"P": 4, "mse": 2, "mse_noisy": 2, "mfb": 4, "mfv": 4, "mpb": 3, "mpv": 3}
+"""Metrics and the decimals with which they are printed, in the order of the table."""
+
+_LABELS = {
+    "P": "P", "mse": "MSE, eq 28", "mse_noisy": "MSE, noisy target", "mfb": "MFB", "mfv": "MFV",
+    "mpb": "MPB", "mpv": "MPV",
+}  # fmt: skip
+_IDEAL = {"P": 1.0, "mfb": 0.0, "mfv": 1.0, "mpb": 0.0, "mpv": 1.0}
+_NAMES = {
+    "b08": "B08", "plain": "plain fit (the paper's loss)", "prior": "prior by the evidence"
+}  # fmt: skip
+_COLOURS = {"b08": "tab:blue", "plain": "tab:red", "prior": "tab:green"}
+
+
+def write_page(summaries: Sequence[Summary], path: Path) -> None:
+    """Markdown: a table for each metric, ours with standard errors beside the paper's numbers."""
+    lines = ["# Table 2, rerun", ""]
+    counts = {s.cell: s.n for s in summaries}
+    lines += [
+        "Medians (MPB and MPV: mean and variance) by cell, with standard errors in parentheses;",
+        "in square brackets the number of the paper, whose MSE is that against the noisy target.",
+        "",
+    ]
+    for metric, digits in METRICS.items():
+        mine = {(s.method, s.cell): s for s in summaries if s.metric == metric}
+        methods = [m for m in METHODS if any(key[0] == m for key in mine)]
+        lines += [f"## {_LABELS[metric]}", ""]
+        lines.append("| SNR | Cell | n | " + " | ".join(_NAMES[m] for m in methods) + " |")
+        lines.append("|---" * (3 + len(methods)) + "|")
+        for i, cell in enumerate(CELLS):
+            if cell not in counts:
+                continue
+            entries = []
+            for method in methods:
+                s = mine[method, cell]
+                text = f"{s.value:.{digits}f} ({s.error:.{digits}f})"
+                theirs = PAPER.get((method, metric))
+                entries.append(text if theirs is None else f"{text} [{theirs[i]:.{digits}f}]")
+            n = f"{counts[cell]} [{PAPER_COUNTS[i]}]"
+            lines.append(f"| {cell.regime} | {cell.name} | {n} | " + " | ".join(entries) + " |")
+        lines.append("")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text("\n".join(lines))
+    temporary.replace(path)
+
+
+def draw_figure3(summaries: Sequence[Summary], path: Path) -> None:
+    """One row for each metric, one column for each method, as in Figure 3 of the paper.
+
+    Circles tell the sampling of the reference and crosses that of the kernel: big where the width
+    is above one pixel. Bars are the 16th and 84th percentiles; of MPB and MPV, standard errors.
+    """
+    methods = [m for m in METHODS if any(s.method == m for s in summaries)]
+    figure = Figure(figsize=(3.0 * len(methods) + 1.0, 1.9 * len(METRICS)), layout="constrained")
+    grid: Any = figure.subplots(
+        len(METRICS), len(methods), sharey="row", sharex=True, squeeze=False
+    )
+    for row, metric in zip(grid, METRICS, strict=True):
+        for axes, method in zip(row, methods, strict=True):
+            for s in summaries:
+                if (s.method, s.metric) == (method, metric):
+                    _point(axes, s, _COLOURS[method])
+            if metric in _IDEAL:
+                axes.axhline(_IDEAL[metric], color="green", ls="--", lw=0.8)
+            if metric == "mse":
+                axes.set_yscale("log")
+        row[0].set_ylabel(_LABELS[metric])
+    for axes, method in zip(grid[0], methods, strict=True):
+        axes.set_title(_NAMES[method], fontsize=9)
+    for axes in grid[-1]:
+        axes.set(xlabel="SNR regime", xticks=[1, 2, 3], xlim=(0.5, 3.5))
+    temporary = path.with_suffix(f".{os.getpid()}.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
+
+
+def _point(axes: Any, s: Summary, colour: str) -> None:
+    place = 2 * (not s.cell.wide_reference) + (not s.cell.wide_kernel)
+    x = s.cell.regime + 0.17 * (place - 1.5)
+    bars = (s.value - s.low, s.high - s.value) if s.high > s.low else (s.error, s.error)
+    axes.errorbar(x, s.value, [[bars[0]], [bars[1]]], color=colour, lw=0.8)
+    size = {True: 9, False: 5}
+    axes.plot(x, s.value, "o", mfc="none", color=colour, ms=size[s.cell.wide_reference])
+    axes.plot(x, s.value, "x", color=colour, ms=size[s.cell.wide_kernel] - 2)
