@@ -196,13 +196,15 @@ def test_covariance_under_a_prior_is_that_of_the_posterior():
 def test_a_stack_under_a_prior_equals_a_loop(likelihood):
     pairs = [simulate_pair(seed, (60, 66)) for seed in (4, 5, 7)]
     options = {"noise": NOISE, "kernel": DeltaKernel(7), "penalty": GaussianProcessPrior()}
-    options |= {"covariance": False} | ({"likelihood": likelihood} if likelihood else {})
+    options |= {"likelihood": likelihood} if likelihood else {}
     stack = subtract([p.target for p in pairs], [p.reference for p in pairs], **options)
     for pair, one in zip(pairs, stack, strict=True):
         alone = subtract(pair.target, pair.reference, **options)
-        np.testing.assert_allclose(one.kernel, alone.kernel, atol=2e-4 * alone.kernel.max())
+        # Rounding moves the optimum of a flat evidence: to far less than the error bars.
+        errors = np.sqrt(np.diag(alone.kernel_covariance)).reshape(alone.kernel.shape)
+        assert (np.abs(one.kernel - alone.kernel) < 0.1 * errors).all()
         assert one.scale == pytest.approx(alone.scale, abs=0.05 * alone.scale_error)
-        assert one.scale_error == pytest.approx(alone.scale_error, rel=0.01)
+        assert one.scale_error == pytest.approx(alone.scale_error, rel=0.05)
 
 
 def test_the_default_prior_lowers_the_error_of_the_model():
@@ -259,6 +261,52 @@ def test_clipped_pixels_stay_out_of_the_fit_under_a_prior():
     assert r.mask[30, 30]
     assert plain.mask[30, 30]
     assert r.scale == pytest.approx(plain.scale, abs=3 * plain.scale_error)
+
+
+def test_uncertain_hyperparameters_widen_the_error_bars():
+    pair = simulate_pair(46, (100, 90))
+    options = {"noise": NOISE, "kernel": DeltaKernel(11)}
+    found = subtract(pair.target, pair.reference, penalty=GaussianProcessPrior(), **options)
+    _, o = example(46, (100, 90), 11)
+    o = dataclasses.replace(
+        o, model=dataclasses.replace(o.model, background=PolynomialBackground())
+    )
+    prior = regularise(o, [Newton().solve(o)], GaussianProcessPrior(), Newton()).priors[0]
+    given = subtract(
+        pair.target, pair.reference, penalty=dataclasses.replace(prior, spread=None), **options
+    )
+    np.testing.assert_allclose(found.kernel, given.kernel, atol=3e-3 * given.kernel.max())
+    added = np.diag(found.kernel_covariance) - np.diag(given.kernel_covariance)
+    assert (added > -1e-3 * np.diag(given.kernel_covariance).max()).all()
+    assert added.sum() > 0.05 * np.diag(given.kernel_covariance).sum()
+    assert given.scale_error < found.scale_error < 3 * given.scale_error
+
+
+def test_the_spread_is_that_of_kernels_of_likely_hyperparameters():
+    # Importance sampling over the hyperparameters: the slow twin of Laplace's approximation.
+    evidence = evidence_of_example()
+    solution = torch.linalg.solve(evidence.information, evidence.projected)
+    best = prior_module._vector_of(GaussianProcessPrior().found(
+        evidence.information, solution, evidence.kernel
+    ))[:7]  # fmt: skip
+    best = evidence.maximise(best, slice(0, 7))
+    spread = evidence.spread(best)
+    rng = np.random.default_rng(1)
+    slopes = evidence_hessian(evidence, best)
+    values, axes = np.linalg.eigh(slopes)
+    draws = best + (rng.standard_normal((300, 7)) / np.sqrt(np.maximum(values, 1.0))) @ axes.T
+    kernels = torch.stack([evidence.kernel_of(x) for x in draws])
+    seen = float(kernels.var(dim=0).sum())
+    told = float((spread**2).sum())
+    assert 0.2 * told < seen < 5.0 * told
+
+
+def evidence_hessian(evidence, x):
+    steps = 1e-3 * np.eye(len(x))
+    rows = [
+        (evidence.with_gradient(x - d)[1] - evidence.with_gradient(x + d)[1]) / 2e-3 for d in steps
+    ]
+    return 0.5 * (np.array(rows) + np.array(rows).T)
 
 
 def test_a_prior_is_a_value():

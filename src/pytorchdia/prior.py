@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.optimize
@@ -44,6 +44,7 @@ _LEAST_WIDTH = 0.3  # and of s
 _MOST_ELLIPTICAL = 2.5
 # ln a, ln l and ln s at which the second component starts, relative to the first.
 _SECOND = np.array([-3.0, -1.0, 0.7])
+_STEP = 1e-3  # of differences by hyperparameters
 _HOPELESS = 1e30  # stands for an infinite loss
 _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
 _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
@@ -60,6 +61,10 @@ class KernelPrior(ABC):
     @abstractmethod
     def root(self, kernel: KernelModel) -> Basis:
         """F with covariance F F', (n_k, rank), float64; for a prior that is known."""
+
+    def spread_of(self, kernel: KernelModel) -> Basis:
+        """J, (n_k, any): J J' is the covariance that uncertain hyperparameters add; none here."""
+        return torch.zeros(kernel.shape[0] * kernel.shape[1], 0, dtype=torch.float64)
 
     @abstractmethod
     def found(self, information: Matrix, solution: Params, kernel: KernelModel) -> KernelPrior:
@@ -107,12 +112,18 @@ class GaussianProcessPrior(KernelPrior):
         (x, y) of the envelope relative to the middle of the box [pixels].
     ellipse : (float, float)
         (plus, cross): the metric is exp([[plus, cross], [cross, -plus]]).
+    evidence : float, optional
+        ln of the evidence where the hyperparameters were found, up to a constant.
+    spread : Basis, optional
+        Where they were found: J with J J' the covariance of the kernel pixels that comes from the
+        uncertainty of the hyperparameters, (n_k, number of hyperparameters).
     """
 
     components: tuple[Component, ...] = ()
     centre: tuple[float, float] = (0.0, 0.0)
     ellipse: tuple[float, float] = (0.0, 0.0)
     evidence: float | None = field(default=None, compare=False)
+    spread: Basis | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         numbers = [*self.centre, *self.ellipse]
@@ -137,6 +148,9 @@ class GaussianProcessPrior(KernelPrior):
         square: Basis = torch.linalg.qr(root.T, mode="r").R.T
         return square
 
+    def spread_of(self, kernel: KernelModel) -> Basis:
+        return super().spread_of(kernel) if self.spread is None else self.spread
+
     def found(
         self, information: Matrix, solution: Params, kernel: KernelModel
     ) -> GaussianProcessPrior:
@@ -147,7 +161,8 @@ class GaussianProcessPrior(KernelPrior):
             main = evidence.maximise(evidence.start(), slice(0, 7))
             extra = np.append(main, main[4:7] + _SECOND)
             both = evidence.maximise(extra, slice(7, 10))
-            return _prior_of(both, evidence.value(both))
+            found = _prior_of(both)
+            return replace(found, evidence=evidence.value(both), spread=evidence.spread(both))
 
 
 @contextmanager
@@ -161,11 +176,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _prior_of(x: FloatArray, evidence: float) -> GaussianProcessPrior:
+def _prior_of(x: FloatArray) -> GaussianProcessPrior:
     x0, y0, plus, cross, *logs = (float(value) for value in x)
     triples = [logs[i : i + 3] for i in range(0, len(logs), 3)]
     components = tuple(Component(*(math.exp(value) for value in triple)) for triple in triples)
-    return GaussianProcessPrior(components, (x0, y0), (plus, cross), evidence)
+    return GaussianProcessPrior(components, (x0, y0), (plus, cross))
 
 
 def _vector_of(prior: GaussianProcessPrior) -> FloatArray:
@@ -284,6 +299,22 @@ class _Evidence:
         )  # fmt: skip
         x[free] = found.x
         return x
+
+    def spread(self, x: FloatArray) -> Basis:
+        """J of :class:`GaussianProcessPrior`: how the kernel moves as the hyperparameters may.
+
+        Their covariance is the inverse of minus the second derivatives of ln evidence at its
+        maximum, by differences of its gradient (Laplace's approximation).
+        """
+        steps = _STEP * np.eye(len(x))
+        ahead, behind = ([self.with_gradient(x + s * step)[1] for step in steps] for s in (1, -1))
+        curvature = (np.array(behind) - np.array(ahead)) / (2.0 * _STEP)
+        curvature = 0.5 * (curvature + curvature.T) + _WEAK * np.eye(len(x))
+        values, axes = np.linalg.eigh(np.nan_to_num(curvature))
+        moves = axes / np.sqrt(np.maximum(values, _WEAK))
+        kernels = [self.kernel_of(x + step) - self.kernel_of(x - step) for step in steps]
+        slopes = torch.stack(kernels, dim=1) / (2.0 * _STEP)
+        return slopes @ torch.from_numpy(moves)
 
     def bounds(self, start: FloatArray) -> list[tuple[float, float]]:
         centre, shape = (-self.half, self.half), (-_MOST_ELLIPTICAL, _MOST_ELLIPTICAL)

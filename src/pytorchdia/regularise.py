@@ -6,6 +6,7 @@ The fit is repeated in the coefficients of the prior's root F, in which the prio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,13 +164,22 @@ def in_pixels(objective: Objective, theta: Params) -> Params:
     return torch.cat([model.kernel_image(theta).flatten(), model.split(theta)[1]])
 
 
-def uncertainty_in_pixels(objective: Objective, errors: Uncertainty) -> Uncertainty:
-    """The covariance matrix of kernel pixels and background in place of that of coefficients."""
-    if errors.covariance is None:
-        return errors
+def uncertainty_in_pixels(
+    objective: Objective, errors: Uncertainty, prior: KernelPrior
+) -> Uncertainty:
+    """Errors of kernel pixels and background in place of those of coefficients.
+
+    Where the hyperparameters were found, their own uncertainty is added.
+    """
     kernel = objective.model.kernel
     assert isinstance(kernel, BasisKernel)
-    covariance, n_k = errors.covariance, kernel.n_params
-    left = torch.cat([kernel.basis @ covariance[:n_k], covariance[n_k:]])
-    whole = torch.cat([left[:, :n_k] @ kernel.basis.T, left[:, n_k:]], dim=1)
-    return replace(errors, covariance=0.5 * (whole + whole.T))
+    spread = prior.spread_of(kernel)
+    basis, n_k = kernel.basis.cpu(), kernel.n_params
+    scale = math.hypot(errors.scale, float(spread.sum(dim=0).norm()))
+    if errors.covariance is None:
+        return replace(errors, scale=scale)
+    covariance = errors.covariance.cpu()
+    left = torch.cat([basis @ covariance[:n_k], covariance[n_k:]])
+    whole = torch.cat([left[:, :n_k] @ basis.T, left[:, n_k:]], dim=1)
+    whole[: len(spread), : len(spread)] += spread @ spread.T
+    return replace(errors, scale=scale, covariance=0.5 * (whole + whole.T))

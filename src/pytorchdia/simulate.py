@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import correlate, gaussian_filter
 
 from .errors import InputError
 
@@ -13,9 +14,11 @@ __all__ = [
     "SimulatedPair",
     "Stars",
     "draw_stars",
+    "odd_kernels",
     "render_gaussian",
     "render_moffat",
     "simulate_pair",
+    "simulate_with_kernel",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -212,3 +215,86 @@ def simulate_pair(
         sky_i=float(sky_i),
         snr=float((target - sky_i).sum() / np.sqrt((target_sigma**2).sum())),
     )
+
+
+def simulate_with_kernel(
+    seed: int,
+    kernel: FloatArray,
+    shape: tuple[int, int] = (142, 142),
+    reference_noise: float = 10**-0.5,
+) -> SimulatedPair:
+    """An image pair whose kernel is exactly the given one, of any form and sum.
+
+    The reference is that of section 3.1; the noiseless target is its correlation with the kernel
+    (eq 2) plus a sky.
+
+    Parameters
+    ----------
+    seed : int
+        Two calls with one seed give the same reference.
+    kernel : ndarray
+        K_lm, (ky, kx), odd; its sum is P.
+    shape : (int, int)
+        (h, w).
+    reference_noise : float
+        As for :func:`simulate_pair`.
+    """
+    kernel = np.asarray(kernel, dtype=np.float64)
+    if kernel.ndim != 2 or any(n % 2 == 0 for n in kernel.shape) or not np.isfinite(kernel).all():
+        raise InputError(
+            f"The kernel must be a finite array with two odd sides, got shape {kernel.shape}."
+        )
+    n_y, n_x = (n // 2 for n in kernel.shape)
+    wide = simulate_pair(seed, (shape[0] + 2 * n_y, shape[1] + 2 * n_x))
+    rng = np.random.default_rng([seed, 1])
+    inner = slice(n_y, n_y + shape[0]), slice(n_x, n_x + shape[1])
+    stars = wide.stars.shifted(-n_x, -n_y)
+    reference = wide.reference_noiseless[inner]
+    light = correlate(wide.reference_noiseless - wide.sky_r, kernel, mode="constant")[inner]
+    target = light + wide.sky_i
+    reference_sigma = reference_noise * np.sqrt(READ_NOISE**2 + reference)
+    target_sigma = np.sqrt(READ_NOISE**2 + np.maximum(target, 0.0))
+    return replace(
+        wide,
+        reference=reference + rng.standard_normal(shape) * reference_sigma,
+        target=target + rng.standard_normal(shape) * target_sigma,
+        reference_noiseless=reference,
+        target_noiseless=target,
+        reference_sigma=reference_sigma,
+        target_sigma=target_sigma,
+        stars=stars,
+        phi_k=float("nan"),
+        phi_i=float("nan"),
+        shift=(0.0, 0.0),
+        snr=float(light.sum() / np.sqrt((target_sigma**2).sum())),
+    )
+
+
+def odd_kernels(size: int = 19) -> dict[str, FloatArray]:
+    """Kernels that are not round Gaussians, by name, (size, size) each with sum 1."""
+    half = size // 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
+    r, angle = np.hypot(x, y), np.arctan2(y, x)
+
+    def spot(x0: float, y0: float, sigma: float) -> FloatArray:
+        blob: FloatArray = np.exp(-0.5 * ((x - x0) ** 2 + (y - y0) ** 2) / sigma**2)
+        blob /= blob.sum()
+        return blob
+
+    triangle = np.ones_like(x)
+    for degrees in (90.0, 210.0, 330.0):
+        a = np.radians(degrees)
+        triangle *= x * np.cos(a) + y * np.sin(a) < 2.5
+    along = x * np.cos(0.5) + y * np.sin(0.5)
+    across = y * np.cos(0.5) - x * np.sin(0.5)
+    ring = np.exp(-0.5 * ((r - 5.0) / 0.7) ** 2)
+    kernels = {
+        "triangle": gaussian_filter(triangle, 0.7),
+        "trefoil": np.exp(-0.5 * (r / (2.0 * (1.0 + 0.4 * np.cos(3.0 * angle)))) ** 2),
+        "double": 0.65 * spot(-3.5, 1.0, 1.2) + 0.35 * spot(3.5, -1.0, 1.2),
+        "edge": spot(6.0, -5.0, 1.5),
+        "streak": np.exp(-0.5 * ((along / 4.0) ** 2 + (across / 0.8) ** 2)),
+        "delta": (r == 0).astype(np.float64),
+        "ring": 0.8 * spot(0.0, 0.0, 1.2) + 0.2 * ring / ring.sum(),
+    }
+    return {name: kernel / kernel.sum() for name, kernel in kernels.items()}

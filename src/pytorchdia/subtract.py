@@ -342,8 +342,9 @@ class _Fits:
             if errors is None:
                 one = _unclipped(objective if alone else objective[i], solution)
                 errors = uncertainty(one, solution.theta, full=covariance, system=solution.system)
-                if self.prior is not None:
-                    errors = uncertainty_in_pixels(one, errors)
+            if self.prior is not None:
+                inner = objective if alone else objective[i]
+                errors = uncertainty_in_pixels(inner, errors, self.prior.priors[i])
             found.append(errors)
         return found
 
