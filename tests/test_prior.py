@@ -107,7 +107,7 @@ def test_the_evidence_is_the_marginal_likelihood():
 def test_derivatives_of_the_evidence_are_those_of_differences():
     evidence = evidence_of_example()
     x = np.append(POINT, [math.log(0.02), math.log(1.5), math.log(3.0)])
-    _, gradient = evidence.with_gradient(x)
+    _, gradient, _ = evidence.with_gradient(x)
     steps = 1e-5 * np.eye(len(x))
     numerical = [(evidence.value(x + d) - evidence.value(x - d)) / 2e-5 for d in steps]
     np.testing.assert_allclose(gradient, numerical, rtol=1e-4, atol=1e-4 * abs(gradient).max())

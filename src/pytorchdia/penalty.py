@@ -34,7 +34,7 @@ class Penalty(ABC):
 
 @dataclass(frozen=True)
 class UnitNormal(Penalty):
-    """Coefficients that are normal with unit variance: |c|^2 / 2, whatever the amount of data."""
+    """Coefficients that are normal with unit variance: c' c / 2, whatever the amount of data."""
 
     def matrix(self, kernel: KernelModel) -> Matrix:
         return 0.5 * torch.eye(kernel.n_params, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """A Gaussian process as the prior of the kernel pixels, with its hyperparameters by the evidence.
 
-Kernels are smooth, and small away from their middle. The prior of their pixels is normal with
+Kernels are smooth, and small away from their middle. The prior of their pixels is normal with ::
 
     C(r, r') = a^2 e(r) e(r') exp(-|r - r'|^2 / 2 l^2),   e(r) = exp(-|r|^2 / 2 s^2),
 
@@ -265,21 +265,22 @@ class _Evidence:
         value = 0.5 * float(right @ coefficients) - float(factor.diagonal().log().sum())
         return value, coefficients, product, factor
 
-    def with_gradient(self, x: FloatArray) -> tuple[float, FloatArray]:
-        """The evidence and its derivatives by the hyperparameters."""
+    def with_gradient(self, x: FloatArray) -> tuple[float, FloatArray, Params]:
+        """The evidence, its derivatives by the hyperparameters, and the most probable kernel."""
         self.evaluations += 1
         point = torch.from_numpy(x).requires_grad_(True)
         root = _root(point, self.kernel)
         with torch.no_grad():
             value, coefficients, product, factor = self._terms(root)
             if not math.isfinite(value):
-                return value, np.zeros_like(x)
+                return value, np.zeros_like(x), torch.zeros_like(root[:, 0])
             residual = self.projected - product @ coefficients
             slope = torch.outer(residual, coefficients)
             slope -= torch.cholesky_solve(product.T, factor).T
+            kernel = root @ coefficients
         root.backward(slope)  # type: ignore[no-untyped-call]
         assert point.grad is not None
-        return value, point.grad.numpy()
+        return value, point.grad.numpy(), kernel
 
     def maximise(self, start: FloatArray, free: slice) -> FloatArray:
         """The best hyperparameters, those that are not ``free`` left as they are."""
@@ -287,7 +288,7 @@ class _Evidence:
 
         def loss(part: FloatArray) -> tuple[float, FloatArray]:
             x[free] = part
-            value, gradient = self.with_gradient(x)
+            value, gradient, _ = self.with_gradient(x)
             if not math.isfinite(value):
                 return _HOPELESS, np.zeros_like(part)
             away = part - start[free]
@@ -307,14 +308,14 @@ class _Evidence:
         maximum, by differences of its gradient (Laplace's approximation).
         """
         steps = _STEP * np.eye(len(x))
-        ahead, behind = ([self.with_gradient(x + s * step)[1] for step in steps] for s in (1, -1))
-        curvature = (np.array(behind) - np.array(ahead)) / (2.0 * _STEP)
+        ahead, behind = ([self.with_gradient(x + s * step) for step in steps] for s in (1, -1))
+        pairs = list(zip(ahead, behind, strict=True))
+        curvature = np.array([before[1] - after[1] for after, before in pairs]) / (2.0 * _STEP)
         curvature = 0.5 * (curvature + curvature.T) + _WEAK * np.eye(len(x))
         values, axes = np.linalg.eigh(np.nan_to_num(curvature))
         moves = axes / np.sqrt(np.maximum(values, _WEAK))
-        kernels = [self.kernel_of(x + step) - self.kernel_of(x - step) for step in steps]
-        slopes = torch.stack(kernels, dim=1) / (2.0 * _STEP)
-        return slopes @ torch.from_numpy(moves)
+        slopes = torch.stack([after[2] - before[2] for after, before in pairs], dim=1)
+        return slopes / (2.0 * _STEP) @ torch.from_numpy(moves)
 
     def bounds(self, start: FloatArray) -> list[tuple[float, float]]:
         centre, shape = (-self.half, self.half), (-_MOST_ELLIPTICAL, _MOST_ELLIPTICAL)

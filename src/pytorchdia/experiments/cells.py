@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CELLS", "METHODS", "SNR_REGIMES", "Cell", "Summary"]
+__all__ = ["CELLS", "METHODS", "SNR_REGIMES", "Cell", "CellValue"]
 
 METHODS = ("b08", "plain", "prior")
 """Iterated least squares; maximum likelihood, every pixel free; the prior found by the evidence."""
@@ -49,7 +49,7 @@ CELLS = tuple(
 
 
 @dataclass(frozen=True)
-class Summary:
+class CellValue:
     """One metric of one method in one cell.
 
     ``value`` is a median with its 16th and 84th percentiles, or MPB or MPV; ``error`` is its

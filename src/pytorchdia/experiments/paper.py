@@ -1,6 +1,6 @@
 """Table 2 of the paper: medians of P, MSE, MFB and MFV, and MPB and MPV, by method and cell.
 
-Each list runs over the cells in the order of :data:`~pytorchdia.experiments.table2.CELLS`.
+Each list runs over the cells in the order of ``CELLS``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .cells import CELLS, METHODS, Summary
+from .cells import CELLS, METHODS, CellValue
 from .paper import PAPER, PAPER_COUNTS
 
 __all__ = ["draw_figure3", "write_page"]
@@ -28,7 +28,7 @@ _NAMES = {
 _COLOURS = {"b08": "tab:blue", "plain": "tab:red", "prior": "tab:green"}
 
 
-def write_page(summaries: Sequence[Summary], path: Path) -> None:
+def write_page(summaries: Sequence[CellValue], path: Path) -> None:
     """Markdown: a table for each metric, ours with standard errors beside the paper's numbers."""
     lines = ["# Table 2, rerun", ""]
     counts = {s.cell: s.n for s in summaries}
@@ -60,7 +60,7 @@ def write_page(summaries: Sequence[Summary], path: Path) -> None:
     temporary.replace(path)
 
 
-def draw_figure3(summaries: Sequence[Summary], path: Path) -> None:
+def draw_figure3(summaries: Sequence[CellValue], path: Path) -> None:
     """One row for each metric, one column for each method, as in Figure 3 of the paper.
 
     Circles tell the sampling of the reference and crosses that of the kernel: big where the width
@@ -90,7 +90,7 @@ def draw_figure3(summaries: Sequence[Summary], path: Path) -> None:
     temporary.replace(path)
 
 
-def _point(axes: Any, s: Summary, colour: str) -> None:
+def _point(axes: Any, s: CellValue, colour: str) -> None:
     place = 2 * (not s.cell.wide_reference) + (not s.cell.wide_kernel)
     x = s.cell.regime + 0.17 * (place - 1.5)
     bars = (s.value - s.low, s.high - s.value) if s.high > s.low else (s.error, s.error)

@@ -37,7 +37,7 @@ from ..simulate import READ_NOISE, SimulatedPair, Stars, render_gaussian, simula
 from ..solvers import Newton, NormalEquations
 from ..subtract import subtract
 from ..subtraction import Subtraction, SubtractionStack
-from .cells import CELLS, METHODS, SNR_REGIMES, Cell, Summary
+from .cells import CELLS, METHODS, SNR_REGIMES, Cell, CellValue
 from .report import draw_figure3, write_page
 
 __all__ = ["ALL_PAIRS", "Method", "measure", "normalised_flux", "run_table2", "summarise"]
@@ -58,7 +58,7 @@ def run_table2(
     methods: Iterable[Method] = METHODS,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Summary]:
+) -> list[CellValue]:
     """Simulate and fit the first ``pairs`` pairs, and summarise them by cells.
 
     Parameters
@@ -167,7 +167,7 @@ def normalised_flux(pair: SimulatedPair, result: Subtraction) -> float:
     return fit.flux / result.scale / least_flux_error(torch.from_numpy(truth), variance)
 
 
-def summarise(rows: Iterable[dict[str, str]]) -> list[Summary]:
+def summarise(rows: Iterable[dict[str, str]]) -> list[CellValue]:
     """Medians, percentiles, MPB and MPV in the twelve cells."""
     rows = list(rows)
     found = []
@@ -187,25 +187,25 @@ def summarise(rows: Iterable[dict[str, str]]) -> list[Summary]:
     return found
 
 
-def _median_of(method: Method, metric: str, cell: Cell, values: FloatArray) -> Summary:
+def _median_of(method: Method, metric: str, cell: Cell, values: FloatArray) -> CellValue:
     low, median, high = np.percentile(values, [16, 50, 84])
     error = 1.2533 * 0.5 * (high - low) / math.sqrt(len(values))
-    return Summary(method, metric, cell, median, low, high, error, len(values))
+    return CellValue(method, metric, cell, median, low, high, error, len(values))
 
 
-def _photometry_of(method: Method, cell: Cell, values: FloatArray) -> list[Summary]:
+def _photometry_of(method: Method, cell: Cell, values: FloatArray) -> list[CellValue]:
     fluxes, n = torch.from_numpy(values), len(values)
     bias, variance = mean_photometric_bias(fluxes), mean_photometric_variance(fluxes)
     centred = values - bias
     # The standard error of a variance, from the fourth moment.
     spread = math.sqrt(max(float((centred**4).mean()) - variance**2, 0.0) / n)
     return [
-        Summary(method, "mpb", cell, bias, bias, bias, math.sqrt(variance / n), n),
-        Summary(method, "mpv", cell, variance, variance, variance, spread, n),
+        CellValue(method, "mpb", cell, bias, bias, bias, math.sqrt(variance / n), n),
+        CellValue(method, "mpv", cell, variance, variance, variance, spread, n),
     ]
 
 
-def write_table(summaries: list[Summary], path: Path) -> None:
+def write_table(summaries: list[CellValue], path: Path) -> None:
     """One line for each summary."""
     _write(
         [
