@@ -219,6 +219,30 @@ def test_likelihoods_by_name(run_json, arguments, text):
     assert parsed["scale"] == pytest.approx(0.8, abs=0.1)
 
 
+def test_the_prior_by_the_evidence_needs_no_number(run_json, files, run_cli):
+    outcome = run_json("--prior", "evidence")
+    assert "GaussianProcessPrior(components=(Component(" in outcome["settings"]["penalty"]
+    assert outcome["diagnostics"]["n_effective"] < outcome["diagnostics"]["n_parameters"]
+    refused = run_cli("subtract", files.target, files.reference, "--prior", "evidence",
+                      "--laplacian", 1.0, "-o", files.out / "other.fits")  # fmt: skip
+    assert refused.code == 3
+    assert "--laplacian takes the place" in refused.err
+
+
+def test_experiment_hands_on_what_is_asked_for(run_cli, tmp_path, monkeypatch):
+    calls = []
+
+    def run(folder, pairs, workers, progress):
+        progress(1, 2)
+        calls.append((folder, pairs, workers))
+
+    monkeypatch.setattr(cli, "run_table2", run)
+    outcome = run_cli("experiment", "table2", tmp_path, "--pairs", 40, "--workers", 1)
+    assert outcome.code == 0
+    assert calls == [(tmp_path, 40, 1)]
+    assert "table2.md" in outcome.err
+
+
 def test_laplacian_smooths_the_kernel(run_json, files):
     run_json()
     free = fits.getdata(files.result, "KERNEL")
