@@ -83,7 +83,7 @@ def test_summaries_are_medians_and_moments():
 
 def test_the_paper_has_a_number_for_each_cell():
     assert len(PAPER_COUNTS) == len(CELLS) == 12
-    assert sum(PAPER_COUNTS) == table2.ALL_PAIRS
+    assert sum(PAPER_COUNTS) == table2.PAPER_PAIRS
     assert all(len(numbers) == 12 for numbers in PAPER.values())
 
 

@@ -30,7 +30,7 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import ALL_PAIRS, run_table2
+from .experiments import ALL_PAIRS, PAPER_PAIRS, run_table2
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -209,7 +209,11 @@ def experiment(
     ] = None,
     pairs: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Simulated pairs; the paper's {ALL_PAIRS} if absent."),
+        typer.Option(
+            min=1,
+            help=f"Simulated pairs, of which seven in ten have an SNR within the paper's table; "
+            f"{ALL_PAIRS} if absent, for the paper's {PAPER_PAIRS} in the table.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="128 pairs: about a minute.")] = False,
     workers: Annotated[
