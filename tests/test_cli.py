@@ -241,6 +241,9 @@ def test_experiment_hands_on_what_is_asked_for(run_cli, tmp_path, monkeypatch):
     assert outcome.code == 0
     assert calls == [(tmp_path, 40, 1)]
     assert "table2.md" in outcome.err
+    refused = run_cli("experiment", "bias", tmp_path, "--quick")
+    assert refused.code == 3
+    assert "do nothing with bias" in refused.err
 
 
 def test_laplacian_smooths_the_kernel(run_json, files):

@@ -8,8 +8,10 @@ import torch
 
 from pytorchdia import CCDNoise, subtract
 from pytorchdia.experiments import table2
+from pytorchdia.experiments.bias import run_bias
 from pytorchdia.experiments.cells import CELLS
 from pytorchdia.experiments.paper import PAPER, PAPER_COUNTS
+from pytorchdia.experiments.tables import read_rows, write_rows
 from pytorchdia.simulate import simulate_pair
 
 
@@ -25,7 +27,7 @@ def folder(tmp_path_factory):
 def test_a_run_leaves_table_page_picture_and_blocks(folder):
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["blocks", "figure3.png", "table2.csv", "table2.md"]
-    rows = table2._read(folder / "blocks" / "plain-00000.csv")
+    rows = read_rows(folder / "blocks" / "plain-00000.csv")
     assert len(rows) > 16
     assert all(row["status"] == "CONVERGED" for row in rows)
     with (folder / "table2.csv").open() as file:
@@ -46,7 +48,7 @@ def test_a_second_run_computes_only_what_is_missing(folder, monkeypatch):
 
 def test_a_block_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="dict contains fields"):
-        table2._write([{"a": 1}, {"a": 2, "b": 3}], tmp_path / "x.csv")
+        write_rows([{"a": 1}, {"a": 2, "b": 3}], tmp_path / "x.csv")
     assert not list(tmp_path.iterdir())
 
 
@@ -91,6 +93,17 @@ def test_command(folder, run_cli):
     outcome = run_cli("experiment", "table2", folder, "--quick", "--pairs", 5)
     assert outcome.code == 3
     assert "--quick" in outcome.err
+
+
+def test_there_is_no_algorithmic_bias(tmp_path):
+    tests = run_bias(tmp_path / "bias")
+    assert len(tests) == 8
+    for t in tests:
+        limit = 1.0 if t.dtype == "float32" else 1e-3
+        assert t.scale_error <= limit * t.paper_scale_error
+        assert t.background_error <= limit * t.paper_background_error
+        assert t.kernel_error < 1e-6
+    assert sorted(p.name for p in (tmp_path / "bias").iterdir()) == ["bias.csv", "bias.md"]
 
 
 def test_photometry_of_a_known_star():

@@ -30,7 +30,7 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import ALL_PAIRS, PAPER_PAIRS, run_table2
+from .experiments import ALL_PAIRS, PAPER_PAIRS, run_bias, run_table2
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -196,13 +196,18 @@ def demo(
 class ExperimentName(enum.StrEnum):
     """Experiments of the paper by name."""
 
+    BIAS = "bias"
     TABLE2 = "table2"
 
 
 @app.command()
 def experiment(
     name: Annotated[
-        ExperimentName, typer.Argument(help="table2: the simulated image tests of section 3.3.")
+        ExperimentName,
+        typer.Argument(
+            help="bias: known transformations (section 3.4); table2: the simulated image tests "
+            "(section 3.3)."
+        ),
     ],
     folder: Annotated[
         Path | None, typer.Argument(help="Where results go; pytorchdia-NAME if absent.")
@@ -226,14 +231,19 @@ def experiment(
     """
     if quick and pairs is not None:
         raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
+    if name is ExperimentName.BIAS and (quick or pairs or workers):
+        raise InputError("--quick, --pairs and --workers do nothing with bias; leave them out.")
     folder = Path(f"pytorchdia-{name}") if folder is None else folder
     count = 128 if quick else ALL_PAIRS if pairs is None else pairs
-    with display.progress_bar("Blocks of 32 pairs") as report:
+    with display.progress_bar(f"{name}") as report:
         try:
-            run_table2(folder, count, workers=workers, progress=report)
+            if name is ExperimentName.BIAS:
+                run_bias(folder, progress=report)
+            else:
+                run_table2(folder, count, workers=workers, progress=report)
         except OSError as error:
             raise WriteError(f"{folder} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {folder}: table2.csv, table2.md and figure3.png.")
+    display.stderr.print(f"Results are in {folder}; read {name}.md first.")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from .cells import CELLS, METHODS, CellValue
 from .paper import PAPER, PAPER_COUNTS
+from .tables import write_text, written
 
 __all__ = ["draw_figure3", "write_page"]
 
@@ -55,9 +55,7 @@ def write_page(summaries: Sequence[CellValue], path: Path) -> None:
             n = f"{counts[cell]} [{PAPER_COUNTS[i]}]"
             lines.append(f"| {cell.regime} | {cell.name} | {n} | " + " | ".join(entries) + " |")
         lines.append("")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text("\n".join(lines))
-    temporary.replace(path)
+    write_text("\n".join(lines), path)
 
 
 def draw_figure3(summaries: Sequence[CellValue], path: Path) -> None:
@@ -85,9 +83,7 @@ def draw_figure3(summaries: Sequence[CellValue], path: Path) -> None:
         axes.set_title(_NAMES[method], fontsize=9)
     for axes in grid[-1]:
         axes.set(xlabel="SNR regime", xticks=[1, 2, 3], xlim=(0.5, 3.5))
-    temporary = path.with_suffix(f".{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    written(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
 def _point(axes: Any, s: CellValue, colour: str) -> None:

@@ -7,7 +7,6 @@ stopped, and a later run with more pairs adds only what is missing.
 
 from __future__ import annotations
 
-import csv
 import math
 import multiprocessing
 import os
@@ -39,6 +38,7 @@ from ..subtract import subtract
 from ..subtraction import Subtraction, SubtractionStack
 from .cells import CELLS, METHODS, SNR_REGIMES, Cell, CellValue
 from .report import draw_figure3, write_page
+from .tables import read_rows, write_rows
 
 __all__ = [
     "ALL_PAIRS",
@@ -101,7 +101,7 @@ def run_table2(
             for _ in pool.imap_unordered(_run_block, missing):
                 done += 1
                 progress(done, len(jobs))
-    rows = [row for job in jobs for row in _read(job[2])]
+    rows = [row for job in jobs for row in read_rows(job[2])]
     summaries = summarise(rows)
     write_table(summaries, folder / "table2.csv")
     write_page(summaries, folder / "table2.md")
@@ -130,7 +130,7 @@ def _run_block(job: tuple[int, Method, Path]) -> None:
         {"seed": seed, "method": method, **measure(pair, result)}
         for (seed, pair), result in zip(pairs.items(), results, strict=True)
     ]
-    _write(rows, path)
+    write_rows(rows, path, _COLUMNS)
 
 
 def measure(pair: SimulatedPair, result: Subtraction) -> dict[str, object]:
@@ -216,7 +216,7 @@ def _photometry_of(method: Method, cell: Cell, values: FloatArray) -> list[CellV
 
 def write_table(summaries: list[CellValue], path: Path) -> None:
     """One line for each summary."""
-    _write(
+    write_rows(
         [
             {
                 "method": s.method, "metric": s.metric, "regime": s.cell.regime,
@@ -227,21 +227,3 @@ def write_table(summaries: list[CellValue], path: Path) -> None:
         ],
         path,
     )  # fmt: skip
-
-
-def _write(rows: list[dict[str, object]], path: Path) -> None:
-    """Rows as CSV, under a temporary name until they are complete."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else list(_COLUMNS))
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
