@@ -307,15 +307,14 @@ class _Evidence:
         Their covariance is the inverse of minus the second derivatives of ln evidence at its
         maximum, by differences of its gradient (Laplace's approximation).
         """
-        steps = _STEP * np.eye(len(x))
-        ahead, behind = ([self.with_gradient(x + s * step) for step in steps] for s in (1, -1))
-        pairs = list(zip(ahead, behind, strict=True))
-        curvature = np.array([before[1] - after[1] for after, before in pairs]) / (2.0 * _STEP)
+        _, gradient, kernel = self.with_gradient(x)
+        ahead = [self.with_gradient(x + step) for step in _STEP * np.eye(len(x))]
+        curvature = np.array([gradient - there[1] for there in ahead]) / _STEP
         curvature = 0.5 * (curvature + curvature.T) + _WEAK * np.eye(len(x))
         values, axes = np.linalg.eigh(np.nan_to_num(curvature))
         moves = axes / np.sqrt(np.maximum(values, _WEAK))
-        slopes = torch.stack([after[2] - before[2] for after, before in pairs], dim=1)
-        return slopes / (2.0 * _STEP) @ torch.from_numpy(moves)
+        slopes = torch.stack([there[2] - kernel for there in ahead], dim=1) / _STEP
+        return slopes @ torch.from_numpy(moves)
 
     def bounds(self, start: FloatArray) -> list[tuple[float, float]]:
         centre, shape = (-self.half, self.half), (-_MOST_ELLIPTICAL, _MOST_ELLIPTICAL)

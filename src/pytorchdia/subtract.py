@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,12 @@ from .checks import (
     require_noise_shape,
     require_same_shape,
     require_structure,
-    require_variance,
-    require_variance_at_start,
     usable_device,
     usable_dtype,
 )
-from .errors import Finding, InputError, ShapeError, Status
-from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
+from .errors import Finding, InputError, ShapeError
+from .fisher import Uncertainty
+from .fit import Fits
 from .frame import Flag, Frame, grow, outside, strips, with_flag
 from .image_model import ImageModel
 from .io import as_frames
@@ -38,8 +37,7 @@ from .noise import NoiseModel, stack_noise
 from .objective import Objective
 from .penalty import Penalty
 from .prior import KernelPrior
-from .regularise import Regularised, in_pixels, regularise, uncertainty_in_pixels
-from .solvers import Newton, Solution, Solver
+from .solvers import Newton, Solver
 from .solvers.base import OnStep
 from .subtraction import Subtraction, SubtractionStack
 from .verdict import warn_of
@@ -148,7 +146,7 @@ def subtract(
     plan = plan_memory(pairs[0].target.shape, precision, where, limit)
     results: list[Subtraction] = []
     for group in _groups(pairs, plan):
-        fits = _Fits.of(
+        fits = Fits.of(
             _objective(group, kernel, background, likelihood, penalty, precision, where, plan),
             solver, penalty, on_step,
         )  # fmt: skip
@@ -293,81 +291,7 @@ def _flattened(pair: Pair, dtype: torch.dtype) -> torch.Tensor:
     return flat.masked_fill_(pair.reference.mask, 0.0)
 
 
-@dataclass(frozen=True)
-class _Fits:
-    """Fits of one pair or of a stack: in pixels, and under a prior also in its coefficients."""
-
-    plain: Objective
-    solutions: list[Solution]
-    prior: Regularised | None
-    solver: Solver
-
-    @classmethod
-    def of(
-        cls,
-        objective: Objective,
-        solver: Solver,
-        penalty: Penalty | KernelPrior | None,
-        on_step: OnStep | None,
-    ) -> _Fits:
-        require_variance(objective)
-        alone = objective.target.ndim == 2
-        solutions = (
-            [solver.solve(objective, on_step=on_step)]
-            if alone
-            else solver.solve_stack(objective, on_step=on_step)
-        )
-        if any(s.status is not Status.CONVERGED for s in solutions):
-            require_variance_at_start(objective)
-        prior = None
-        if isinstance(penalty, KernelPrior):
-            prior = regularise(objective, solutions, penalty, solver, on_step)
-        return cls(objective, solutions, prior, solver)
-
-    @property
-    def _final(self) -> tuple[Objective, list[Solution]]:
-        if self.prior is None:
-            return self.plain, self.solutions
-        return self.prior.objective, self.prior.solutions
-
-    def errors(self, covariance: bool) -> list[Uncertainty]:
-        """Error bars of each pair; those of a stack side by side where that can be done."""
-        objective, solutions = self._final
-        quick: list[Uncertainty | None] = [None] * len(solutions)
-        alone = objective.target.ndim == 2
-        if not (alone or covariance) and not any(s.clipped is not None for s in solutions):
-            quick = uncertainties_of_stack(objective, [s.system for s in solutions])
-        found = []
-        for i, (solution, errors) in enumerate(zip(solutions, quick, strict=True)):
-            if errors is None:
-                one = _unclipped(objective if alone else objective[i], solution)
-                errors = uncertainty(one, solution.theta, full=covariance, system=solution.system)
-            if self.prior is not None:
-                inner = objective if alone else objective[i]
-                errors = uncertainty_in_pixels(inner, errors, self.prior.priors[i])
-            found.append(errors)
-        return found
-
-    def in_pixels(self, i: int) -> tuple[Objective, Solution]:
-        """The fit of the i-th pair with a parameter for each kernel pixel."""
-        alone = self.plain.target.ndim == 2
-        objective = self.plain if alone else self.plain[i]
-        solution = self._final[1][i]
-        if self.prior is not None:
-            inner = self.prior.objective if alone else self.prior.objective[i]
-            solution = replace(solution, theta=in_pixels(inner, solution.theta))
-        if solution.system is not None:
-            solution.system.curvature.clear()
-        return _unclipped(objective, solution), replace(solution, system=None)
-
-
-def _unclipped(objective: Objective, solution: Solution) -> Objective:
-    if solution.clipped is None:
-        return objective
-    return replace(objective, use=objective.use & ~solution.clipped)
-
-
-def _finish(pair: Pair, fits: _Fits, i: int, errors: Uncertainty) -> Subtraction:
+def _finish(pair: Pair, fits: Fits, i: int, errors: Uncertainty) -> Subtraction:
     objective, solution = fits.in_pixels(i)
     if fits.plain.target.ndim == 2:
         objective.model.correlator.forget(for_good=True)  # room for the images of the result

@@ -1,0 +1,91 @@
+"""From an objective to its solutions and their error bars, with or without a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .checks import require_variance, require_variance_at_start
+from .errors import Status
+from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
+from .objective import Objective
+from .penalty import Penalty
+from .prior import KernelPrior
+from .regularise import Regularised, in_pixels, regularise, uncertainty_in_pixels
+from .solvers import Solution, Solver
+from .solvers.base import OnStep
+
+__all__ = ["Fits"]
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Fits of one pair or of a stack: in pixels, and under a prior also in its coefficients."""
+
+    plain: Objective
+    solutions: list[Solution]
+    prior: Regularised | None
+    solver: Solver
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        solver: Solver,
+        penalty: Penalty | KernelPrior | None,
+        on_step: OnStep | None,
+    ) -> Fits:
+        require_variance(objective)
+        alone = objective.target.ndim == 2
+        solutions = (
+            [solver.solve(objective, on_step=on_step)]
+            if alone
+            else solver.solve_stack(objective, on_step=on_step)
+        )
+        if any(s.status is not Status.CONVERGED for s in solutions):
+            require_variance_at_start(objective)
+        prior = None
+        if isinstance(penalty, KernelPrior):
+            prior = regularise(objective, solutions, penalty, solver, on_step)
+        return cls(objective, solutions, prior, solver)
+
+    @property
+    def _final(self) -> tuple[Objective, list[Solution]]:
+        if self.prior is None:
+            return self.plain, self.solutions
+        return self.prior.objective, self.prior.solutions
+
+    def errors(self, covariance: bool) -> list[Uncertainty]:
+        """Error bars of each pair; those of a stack side by side where that can be done."""
+        objective, solutions = self._final
+        quick: list[Uncertainty | None] = [None] * len(solutions)
+        alone = objective.target.ndim == 2
+        if not (alone or covariance) and not any(s.clipped is not None for s in solutions):
+            quick = uncertainties_of_stack(objective, [s.system for s in solutions])
+        found = []
+        for i, (solution, errors) in enumerate(zip(solutions, quick, strict=True)):
+            if errors is None:
+                one = _unclipped(objective if alone else objective[i], solution)
+                errors = uncertainty(one, solution.theta, full=covariance, system=solution.system)
+            if self.prior is not None:
+                inner = objective if alone else objective[i]
+                errors = uncertainty_in_pixels(inner, errors, self.prior.priors[i])
+            found.append(errors)
+        return found
+
+    def in_pixels(self, i: int) -> tuple[Objective, Solution]:
+        """The fit of the i-th pair with a parameter for each kernel pixel."""
+        alone = self.plain.target.ndim == 2
+        objective = self.plain if alone else self.plain[i]
+        solution = self._final[1][i]
+        if self.prior is not None:
+            inner = self.prior.objective if alone else self.prior.objective[i]
+            solution = replace(solution, theta=in_pixels(inner, solution.theta))
+        if solution.system is not None:
+            solution.system.curvature.clear()
+        return _unclipped(objective, solution), replace(solution, system=None)
+
+
+def _unclipped(objective: Objective, solution: Solution) -> Objective:
+    if solution.clipped is None:
+        return objective
+    return replace(objective, use=objective.use & ~solution.clipped)
