@@ -1,4 +1,4 @@
-"""Seconds against the number of threads: one process each, one pair at a time.
+"""Seconds against the number of threads, one pair at a time.
 
 The claim: what a second core brings, and from which size of frame on.
 

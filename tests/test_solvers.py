@@ -136,8 +136,8 @@ def test_a_masked_half_and_saturated_stars_converge_without_the_matrix():
     assert fast.loss == pytest.approx(slow.loss, abs=1e-3)
 
 
-# Seeds 28, 35, 61 and 79 are the ones of the first hundred that need more than 8 steps.
-@pytest.mark.parametrize("seed", [*range(24), 28, 35, 61, 79])
+# Seeds 28, 35, 45, 61 and 79 are the ones of the first hundred that need more than 8 steps.
+@pytest.mark.parametrize("seed", [*range(24), 28, 35, 45, 61, 79])
 def test_random_fields_of_every_kind_converge_in_few_steps(seed):
     # Undersampled or wide stars, few or many, noise-free or noisy references, P from 0.01 to 100,
     # kernels wider than needed, masked pixels.

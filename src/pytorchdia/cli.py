@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
 import warnings
@@ -20,6 +19,7 @@ from .background import PolynomialBackground
 from .checks import require_same_shape
 from .config import (
     DtypeName,
+    ExperimentName,
     LikelihoodName,
     PriorName,
     SolverName,
@@ -191,13 +191,6 @@ def demo(
     """Make two sample frames of a crowded field, subtract them, and say where to look."""
     code = run_demo(folder, seed, lambda arguments: app(arguments, standalone_mode=False))
     raise typer.Exit(code)
-
-
-class ExperimentName(enum.StrEnum):
-    """Experiments of the paper by name."""
-
-    BIAS = "bias"
-    TABLE2 = "table2"
 
 
 @app.command()

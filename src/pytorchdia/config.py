@@ -18,6 +18,7 @@ from .solvers import AdamLBFGS, Newton, NormalEquations, Solver
 
 __all__ = [
     "DtypeName",
+    "ExperimentName",
     "LikelihoodName",
     "PriorName",
     "SolverName",
@@ -41,6 +42,13 @@ class PriorName(enum.StrEnum):
 
     EVIDENCE = "evidence"
     NONE = "none"
+
+
+class ExperimentName(enum.StrEnum):
+    """Experiments of the paper by name."""
+
+    BIAS = "bias"
+    TABLE2 = "table2"
 
 
 class SolverName(enum.StrEnum):

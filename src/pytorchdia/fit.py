@@ -35,12 +35,7 @@ class Fits:
         on_step: OnStep | None,
     ) -> Fits:
         require_variance(objective)
-        alone = objective.target.ndim == 2
-        solutions = (
-            [solver.solve(objective, on_step=on_step)]
-            if alone
-            else solver.solve_stack(objective, on_step=on_step)
-        )
+        solutions = solver.solve_all(objective, on_step=on_step)
         if any(s.status is not Status.CONVERGED for s in solutions):
             require_variance_at_start(objective)
         prior = None
@@ -63,23 +58,22 @@ class Fits:
             quick = uncertainties_of_stack(objective, [s.system for s in solutions])
         found = []
         for i, (solution, errors) in enumerate(zip(solutions, quick, strict=True)):
+            one = objective.pair(i)
             if errors is None:
-                one = _unclipped(objective if alone else objective[i], solution)
-                errors = uncertainty(one, solution.theta, full=covariance, system=solution.system)
+                errors = uncertainty(
+                    _unclipped(one, solution), solution.theta, covariance, solution.system
+                )
             if self.prior is not None:
-                inner = objective if alone else objective[i]
-                errors = uncertainty_in_pixels(inner, errors, self.prior.priors[i])
+                errors = uncertainty_in_pixels(one, errors, self.prior.priors[i])
             found.append(errors)
         return found
 
     def in_pixels(self, i: int) -> tuple[Objective, Solution]:
         """The fit of the i-th pair with a parameter for each kernel pixel."""
-        alone = self.plain.target.ndim == 2
-        objective = self.plain if alone else self.plain[i]
-        solution = self._final[1][i]
+        objective, solution = self.plain.pair(i), self._final[1][i]
         if self.prior is not None:
-            inner = self.prior.objective if alone else self.prior.objective[i]
-            solution = replace(solution, theta=in_pixels(inner, solution.theta))
+            theta = in_pixels(self.prior.objective.pair(i), solution.theta)
+            solution = replace(solution, theta=theta)
         if solution.system is not None:
             solution.system.curvature.clear()
         return _unclipped(objective, solution), replace(solution, system=None)

@@ -77,6 +77,10 @@ class Objective:
             noise=self.noise.item(item),
         )
 
+    def pair(self, i: int) -> Objective:
+        """The i-th pair of a stack; itself if it is one pair."""
+        return self if self.target.ndim == 2 else self[i]
+
     @cached_property
     def counts(self) -> Tensor:
         """N_data, the number of pixels used, (...,)."""

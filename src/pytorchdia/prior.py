@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -33,7 +34,7 @@ from .arrays import Basis, Matrix, Params
 from .errors import InputError
 from .kernel import KernelModel
 
-__all__ = ["Component", "GaussianProcessPrior", "KernelPrior"]
+__all__ = ["Component", "GaussianProcessPrior", "KernelPrior", "Posterior"]
 
 FloatArray = NDArray[np.float64]
 
@@ -231,6 +232,41 @@ def _component_root(logs: Tensor, points: Tensor) -> Basis:
     return root
 
 
+class Posterior(NamedTuple):
+    """The coefficients c of a kernel F c under their unit normal prior.
+
+    Attributes
+    ----------
+    coefficients : Tensor
+        The most probable ones, (r,).
+    product : Basis
+        H F, (n_k, r).
+    factor : Matrix
+        Cholesky factor of 1 + F' H F, (r, r).
+    evidence : float
+        ln p(data | hyperparameters), up to a constant.
+    """
+
+    coefficients: Tensor
+    product: Basis
+    factor: Matrix
+    evidence: float
+
+    @classmethod
+    def of(cls, information: Matrix, projected: Params, root: Basis) -> Posterior | None:
+        """For H, H times the fitted kernel, and F; None if rounding has eaten the unit diagonal."""
+        product = information @ root
+        system = root.T @ product
+        system.diagonal().add_(1.0)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:
+            return None
+        right = root.T @ projected
+        coefficients = torch.cholesky_solve(right[:, None], factor)[:, 0]
+        evidence = 0.5 * float(right @ coefficients) - float(factor.diagonal().log().sum())
+        return cls(coefficients, product, factor, evidence)
+
+
 class _Evidence:
     """ln p(data | hyperparameters), up to a constant."""
 
@@ -239,43 +275,25 @@ class _Evidence:
         self.projected = information @ solution
         self.scale = float(solution.sum())
         self.half = 0.5 * max(kernel.shape)
-        self.evaluations = 0
 
     def value(self, x: FloatArray) -> float:
-        with torch.no_grad():
-            return self._terms(_root(torch.from_numpy(x), self.kernel))[0]
+        """The evidence; minus infinity far beyond what the data allow."""
+        return self.with_gradient(x)[0]
 
     def kernel_of(self, x: FloatArray) -> Params:
         """The most probable kernel, (n_k,)."""
-        with torch.no_grad():
-            root = _root(torch.from_numpy(x), self.kernel)
-            kernel: Params = root @ self._terms(root)[1]
-            return kernel
-
-    def _terms(self, root: Basis) -> tuple[float, Tensor, Basis, Matrix]:
-        """The evidence; the coefficients of the columns of F; H F; the factor of 1 + F' H F."""
-        product = self.information @ root
-        system = root.T @ product
-        system.diagonal().add_(1.0)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        if failed:  # far beyond what the data allow: rounding has eaten the unit diagonal
-            return -math.inf, torch.zeros_like(root[0]), product, factor
-        right = root.T @ self.projected
-        coefficients = torch.cholesky_solve(right[:, None], factor)[:, 0]
-        value = 0.5 * float(right @ coefficients) - float(factor.diagonal().log().sum())
-        return value, coefficients, product, factor
+        return self.with_gradient(x)[2]
 
     def with_gradient(self, x: FloatArray) -> tuple[float, FloatArray, Params]:
         """The evidence, its derivatives by the hyperparameters, and the most probable kernel."""
-        self.evaluations += 1
         point = torch.from_numpy(x).requires_grad_(True)
         root = _root(point, self.kernel)
         with torch.no_grad():
-            value, coefficients, product, factor = self._terms(root)
-            if not math.isfinite(value):
-                return value, np.zeros_like(x), torch.zeros_like(root[:, 0])
-            residual = self.projected - product @ coefficients
-            slope = torch.outer(residual, coefficients)
+            posterior = Posterior.of(self.information, self.projected, root)
+            if posterior is None:
+                return -math.inf, np.zeros_like(x), torch.zeros_like(root[:, 0])
+            coefficients, product, factor, value = posterior
+            slope = torch.outer(self.projected - product @ coefficients, coefficients)
             slope -= torch.cholesky_solve(product.T, factor).T
             kernel = root @ coefficients
         root.backward(slope)  # type: ignore[no-untyped-call]

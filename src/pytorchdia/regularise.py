@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from .arrays import Basis, Matrix, Params
+from .errors import InputError
 from .fisher import Uncertainty
 from .kernel import BasisKernel
 from .objective import Objective
 from .penalty import UnitNormal
-from .prior import KernelPrior
+from .prior import KernelPrior, Posterior
 from .solvers import Solution, Solver
 from .solvers.base import OnStep
 
@@ -32,7 +33,7 @@ class Regularised:
     objective : Objective
         In the coefficients of the priors' roots, of one pair or of a stack.
     solutions : list of Solution
-        Likewise; those of pairs without a prior are None.
+        Likewise.
     priors : list of KernelPrior
         With their hyperparameters.
     n_effective : list of float
@@ -69,8 +70,7 @@ def regularise(
     device = model.device
     priors, roots, starts, effective = [], [], [], []
     for i, solution in enumerate(solutions):
-        one = objective if alone else objective[i]
-        matrix = _information(one, solution).cpu()
+        matrix = _information(objective.pair(i), solution).cpu()
         given = _Quadratic(matrix, solution.theta.cpu(), model.kernel.n_params)
         found = prior.found(given.information, given.kernel, model.kernel)
         root = found.root(model.kernel)
@@ -98,10 +98,7 @@ def regularise(
         rejected = [none if each is None else each for each in clipped]
         use = use & ~(rejected[0] if alone else torch.stack(rejected))
     inner = replace(objective, model=model.with_kernel(kernel), penalty=UnitNormal(), use=use)
-    if alone:
-        fitted = [solver.solve(inner, theta0[0], on_step)]
-    else:
-        fitted = solver.solve_stack(inner, theta0, on_step)
+    fitted = solver.solve_all(inner, theta0, on_step)
     fitted = [_joined(before, after) for before, after in zip(solutions, fitted, strict=True)]
     return Regularised(inner, fitted, priors, effective)
 
@@ -146,14 +143,15 @@ class _Quadratic:
 
     def under(self, root: Basis) -> tuple[Params, float]:
         """The most probable coefficients under a prior, and the effective number of parameters."""
-        product = self.information @ root
-        system = root.T @ product
-        system.diagonal().add_(1.0)
-        factor = torch.linalg.cholesky(system)
-        right = root.T @ (self.information @ self.kernel)
-        coefficients = torch.cholesky_solve(right[:, None], factor)[:, 0]
+        posterior = Posterior.of(self.information, self.information @ self.kernel, root)
+        if posterior is None:
+            raise InputError(
+                "The prior allows kernels so large that rounding hides it beside the data; lower "
+                "the amplitudes of its components."
+            )
+        coefficients = posterior.coefficients
         background = self.background + self._answer @ (self.kernel - root @ coefficients)
-        held = float(torch.cholesky_inverse(factor).diagonal().sum())
+        held = float(torch.cholesky_inverse(posterior.factor).diagonal().sum())
         effective = root.shape[1] - held + len(background)
         return torch.cat([coefficients, background]), effective
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,6 @@ class SimulatedPair:
         (dx, dy) of the target's stars [pixels].
     sky_r, sky_i : float
         S_R and S_I [ADU].
-    snr : float
-        SNR of the target (eq 27).
     """
 
     reference: FloatArray
@@ -76,7 +75,12 @@ class SimulatedPair:
     shift: tuple[float, float]
     sky_r: float
     sky_i: float
-    snr: float
+
+    @property
+    def snr(self) -> float:
+        """SNR of the target (eq 27)."""
+        signal = (self.target_noiseless - self.sky_i).sum()
+        return float(signal / np.sqrt((self.target_sigma**2).sum()))
 
 
 def draw_stars(rng: np.random.Generator, shape: tuple[int, int], log_density: float) -> Stars:
@@ -197,15 +201,8 @@ def simulate_pair(
 
     reference = render_gaussian(stars, shape, phi_r) + sky_r
     target = render_gaussian(stars.shifted(dx, dy), shape, phi_i) + sky_i
-    reference_sigma = reference_noise * np.sqrt(READ_NOISE**2 + reference)
-    target_sigma = np.sqrt(READ_NOISE**2 + target)
     return SimulatedPair(
-        reference=reference + rng.standard_normal(shape) * reference_sigma,
-        target=target + rng.standard_normal(shape) * target_sigma,
-        reference_noiseless=reference,
-        target_noiseless=target,
-        reference_sigma=reference_sigma,
-        target_sigma=target_sigma,
+        **_observed(rng, reference, target, reference_noise),
         stars=stars,
         phi_r=float(phi_r),
         phi_k=float(phi_k),
@@ -213,8 +210,23 @@ def simulate_pair(
         shift=(float(dx), float(dy)),
         sky_r=float(sky_r),
         sky_i=float(sky_i),
-        snr=float((target - sky_i).sum() / np.sqrt((target_sigma**2).sum())),
     )
+
+
+def _observed(
+    rng: np.random.Generator, reference: FloatArray, target: FloatArray, reference_noise: float
+) -> dict[str, Any]:
+    """Images with noise drawn as in eq 22, 23, 25 and 26, and their truth."""
+    reference_sigma = reference_noise * np.sqrt(READ_NOISE**2 + reference)
+    target_sigma = np.sqrt(READ_NOISE**2 + np.maximum(target, 0.0))
+    return {
+        "reference": reference + rng.standard_normal(reference.shape) * reference_sigma,
+        "target": target + rng.standard_normal(target.shape) * target_sigma,
+        "reference_noiseless": reference,
+        "target_noiseless": target,
+        "reference_sigma": reference_sigma,
+        "target_sigma": target_sigma,
+    }
 
 
 def simulate_with_kernel(
@@ -251,22 +263,13 @@ def simulate_with_kernel(
     stars = wide.stars.shifted(-n_x, -n_y)
     reference = wide.reference_noiseless[inner]
     light = correlate(wide.reference_noiseless - wide.sky_r, kernel, mode="constant")[inner]
-    target = light + wide.sky_i
-    reference_sigma = reference_noise * np.sqrt(READ_NOISE**2 + reference)
-    target_sigma = np.sqrt(READ_NOISE**2 + np.maximum(target, 0.0))
     return replace(
         wide,
-        reference=reference + rng.standard_normal(shape) * reference_sigma,
-        target=target + rng.standard_normal(shape) * target_sigma,
-        reference_noiseless=reference,
-        target_noiseless=target,
-        reference_sigma=reference_sigma,
-        target_sigma=target_sigma,
+        **_observed(rng, reference, light + wide.sky_i, reference_noise),
         stars=stars,
         phi_k=float("nan"),
         phi_i=float("nan"),
         shift=(0.0, 0.0),
-        snr=float(light.sum() / np.sqrt((target_sigma**2).sum())),
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..product import replacing
 from .cells import CELLS, METHODS, CellValue
 from .paper import PAPER, PAPER_COUNTS
-from .tables import write_text, written
+from .tables import write_text
 
 __all__ = ["draw_figure3", "write_page"]
 
@@ -83,7 +84,8 @@ def draw_figure3(summaries: Sequence[CellValue], path: Path) -> None:
         axes.set_title(_NAMES[method], fontsize=9)
     for axes in grid[-1]:
         axes.set(xlabel="SNR regime", xticks=[1, 2, 3], xlim=(0.5, 3.5))
-    written(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def _point(axes: Any, s: CellValue, colour: str) -> None:

@@ -94,6 +94,14 @@ class Solver(ABC):
         Never raises for a fit that goes wrong: the status says how it ended.
         """
 
+    def solve_all(
+        self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
+    ) -> list[Solution]:
+        """:meth:`solve` for one pair, :meth:`solve_stack` for several; ``theta0`` is (pairs, p)."""
+        if objective.target.ndim > 2:
+            return self.solve_stack(objective, theta0, on_step)
+        return [self.solve(objective, None if theta0 is None else theta0[0], on_step)]
+
     def solve_stack(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> list[Solution]:
