@@ -251,6 +251,13 @@ def test_unusable_hyperparameters_are_refused():
         GaussianProcessPrior((Component(0.1, 1.0, 2.0),), centre=(math.nan, 0.0))
 
 
+def test_a_prior_that_allows_everything_is_refused_with_a_reason():
+    pair = simulate_pair(5, (70, 62))
+    vast = GaussianProcessPrior((Component(1e12, 2.0, 5.0),))
+    with pytest.raises(InputError, match="lower the amplitudes"):
+        subtract(pair.target, pair.reference, noise=NOISE, kernel=DeltaKernel(9), penalty=vast)
+
+
 def test_clipped_pixels_stay_out_of_the_fit_under_a_prior():
     pair = simulate_pair(5, (70, 62))
     target = pair.target.copy()
