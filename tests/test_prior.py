@@ -25,8 +25,8 @@ from pytorchdia import prior as prior_module
 from pytorchdia.image_model import ImageModel
 from pytorchdia.kernel import BasisKernel
 from pytorchdia.objective import Objective
-from pytorchdia.prior import Component, _Evidence, _root
-from pytorchdia.regularise import in_pixels, regularise
+from pytorchdia.prior import Component, Posterior, _Evidence, _root
+from pytorchdia.regularise import _Quadratic, in_pixels, regularise
 from pytorchdia.simulate import simulate_pair
 
 NOISE = CCDNoise(5.0)
@@ -252,10 +252,14 @@ def test_unusable_hyperparameters_are_refused():
 
 
 def test_a_prior_that_allows_everything_is_refused_with_a_reason():
-    pair = simulate_pair(5, (70, 62))
-    vast = GaussianProcessPrior((Component(1e12, 2.0, 5.0),))
+    # What rounding makes of a huge F' H F: an eigenvalue below 0, whatever the machine.
+    matrix = torch.diag(torch.tensor([1.0, -1e-9, 1.0], dtype=torch.float64))
+    theta = torch.ones(3, dtype=torch.float64)
+    root = 1e6 * torch.eye(2, dtype=torch.float64)
+    assert Posterior.of(matrix[:2, :2], theta[:2], root) is None
     with pytest.raises(InputError, match="lower the amplitudes"):
-        subtract(pair.target, pair.reference, noise=NOISE, kernel=DeltaKernel(9), penalty=vast)
+        _Quadratic(matrix, theta, 2).under(root)
+    assert Posterior.of(matrix[:2, :2], theta[:2], 1e-3 * root) is not None
 
 
 def test_clipped_pixels_stay_out_of_the_fit_under_a_prior():
