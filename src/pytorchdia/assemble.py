@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import Flags
+from .arrays import Flags, Image
 from .errors import Finding
 from .fisher import Uncertainty
-from .frame import Flag, Frame, with_flag
+from .frame import Flag, Frame, strips, with_flag
 from .metrics import robust_scale, sample
 from .noise import NoiseModel
 from .objective import Objective
@@ -51,6 +51,22 @@ class Pair:
     noise: NoiseModel
     reference_noise: NoiseModel | None
     findings: tuple[Finding, ...]
+
+    def reference_variance(self) -> Image | None:
+        """sigma_R^2 [ADU^2], (h, w), float64, 0 at bad pixels; None if it is not known."""
+        if self.reference_noise is None:
+            return None
+        data, flags = self.reference.data, self.reference.flags
+        found = torch.empty(data.shape, dtype=torch.float64)
+        for rows in strips(len(data)):
+            noise = self.reference_noise.rearranged(partial(_some_rows, rows))
+            sigma2 = noise.variance(data[rows].to(torch.float64))
+            found[rows] = torch.where(flags[rows] == 0, sigma2, 0.0)
+        return found
+
+
+def _some_rows(rows: slice, image: Tensor) -> Tensor:
+    return image[..., rows, :]
 
 
 def assemble(

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .arrays import Kernel
 from .checks import require_variance, require_variance_at_start
 from .errors import Status
 from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
+from .kernel import BasisKernel
 from .objective import Objective
 from .penalty import Penalty
 from .prior import KernelPrior
-from .regularise import Regularised, in_pixels, regularise, uncertainty_in_pixels
+from .regularise import (
+    ReferenceVariance,
+    Regularised,
+    in_pixels,
+    regularise,
+    uncertainty_in_pixels,
+)
 from .solvers import Solution, Solver
 from .solvers.base import OnStep
 
@@ -33,6 +41,7 @@ class Fits:
         solver: Solver,
         penalty: Penalty | KernelPrior | None,
         on_step: OnStep | None,
+        reference_variance: ReferenceVariance | None = None,
     ) -> Fits:
         require_variance(objective)
         solutions = solver.solve_all(objective, on_step=on_step)
@@ -40,7 +49,7 @@ class Fits:
             require_variance_at_start(objective)
         prior = None
         if isinstance(penalty, KernelPrior):
-            prior = regularise(objective, solutions, penalty, solver, on_step)
+            prior = regularise(objective, solutions, penalty, solver, on_step, reference_variance)
         return cls(objective, solutions, prior, solver)
 
     @property
@@ -67,6 +76,15 @@ class Fits:
                 errors = uncertainty_in_pixels(one, errors, self.prior.priors[i])
             found.append(errors)
         return found
+
+    def true_kernel(self, i: int) -> Kernel | None:
+        """The kernel between the noiseless images, (ky, kx), if :meth:`in_pixels` has another."""
+        objective, solutions = self._final
+        kernel = objective.model.kernel
+        if not isinstance(kernel, BasisKernel) or kernel.true_basis is None:
+            return None
+        one = objective.pair(i).model
+        return one.kernel.true_image(one.split(solutions[i].theta)[0])
 
     def in_pixels(self, i: int) -> tuple[Objective, Solution]:
         """The fit of the i-th pair with a parameter for each kernel pixel."""

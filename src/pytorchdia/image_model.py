@@ -132,12 +132,11 @@ class ImageModel:
 
     def scale(self, theta: Params) -> Scalar:
         """P, the sum of the kernel (eq 3)."""
-        return self.kernel_image(theta).sum(dim=(-2, -1))
+        return self.kernel.true_image(self.split(theta)[0]).sum(dim=(-2, -1))
 
     def scale_gradient(self) -> Params:
         """dP/dtheta, float64: 1 for each pixel of a delta kernel, 0 for the background."""
-        ones = torch.ones(self.kernel.shape, dtype=torch.float64, device=self.device)
-        of_kernel = self.kernel.coefficients(ones)
+        of_kernel = self.kernel.sum_gradient(self.device)
         zeros = of_kernel.new_zeros(*of_kernel.shape[:-1], self.background.n_params)
         return torch.cat([of_kernel, zeros], dim=-1)
 

@@ -38,6 +38,14 @@ class KernelModel(ABC):
     def coefficients(self, kernel: Kernel) -> Params:
         """The adjoint of :meth:`image`; for a delta basis also its inverse."""
 
+    def true_image(self, coefficients: Params) -> Kernel:
+        """The kernel between the noiseless images, where that is not :meth:`image`."""
+        return self.image(coefficients)
+
+    def sum_gradient(self, device: torch.device) -> Params:
+        """dP/dc, (..., n_k), float64, with P the sum of :meth:`true_image`."""
+        return self.coefficients(torch.ones(self.shape, dtype=torch.float64, device=device))
+
     def item(self, item: int | Tensor) -> KernelModel:
         """The model of one pair of a stack, or of some of them."""
         return self
@@ -98,10 +106,14 @@ class BasisKernel(KernelModel):
     basis : Basis
         The images phi_k as columns, (..., ky kx, n_k), float64; one basis for all pairs of a stack
         or one for each.
+    true_basis : Basis, optional
+        Likewise, of the kernel between the noiseless images, where the noise of the reference lets
+        the model image have only a part of it.
     """
 
     shape_of_box: tuple[int, int]
     basis: Basis
+    true_basis: Basis | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,9 +124,20 @@ class BasisKernel(KernelModel):
         return self.basis.shape[-1]
 
     def image(self, coefficients: Params) -> Kernel:
-        basis = self.basis.to(coefficients)
-        pixels = (basis @ coefficients.unsqueeze(-1)).squeeze(-1)
+        return self._sum(self.basis, coefficients)
+
+    def true_image(self, coefficients: Params) -> Kernel:
+        return self._sum(self.basis if self.true_basis is None else self.true_basis, coefficients)
+
+    def _sum(self, basis: Basis, coefficients: Params) -> Kernel:
+        pixels = (basis.to(coefficients) @ coefficients.unsqueeze(-1)).squeeze(-1)
         return pixels.reshape(*pixels.shape[:-1], *self.shape)
+
+    def sum_gradient(self, device: torch.device) -> Params:
+        if self.true_basis is None:
+            return super().sum_gradient(device)
+        sums: Params = self.true_basis.sum(dim=-2).to(device)
+        return sums
 
     def coefficients(self, kernel: Kernel) -> Params:
         basis = self.basis.to(kernel)
@@ -123,7 +146,8 @@ class BasisKernel(KernelModel):
     def item(self, item: int | Tensor) -> BasisKernel:
         if self.basis.ndim == 2:
             return self
-        return BasisKernel(self.shape_of_box, self.basis[item])
+        true = None if self.true_basis is None else self.true_basis[item]
+        return BasisKernel(self.shape_of_box, self.basis[item], true)
 
 
 def gaussian_kernel(

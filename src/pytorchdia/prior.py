@@ -52,7 +52,13 @@ _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps 
 
 
 class KernelPrior(ABC):
-    """Base of all normal priors of the kernel pixels with zero mean."""
+    """Base of all normal priors of the kernel pixels with zero mean.
+
+    ``noisy_reference`` says whether the noise of the reference, where it is known, is allowed for:
+    the prior is then that of the kernel between the noiseless images.
+    """
+
+    noisy_reference: bool = True
 
     @property
     @abstractmethod
@@ -68,7 +74,13 @@ class KernelPrior(ABC):
         return torch.zeros(kernel.shape[0] * kernel.shape[1], 0, dtype=torch.float64)
 
     @abstractmethod
-    def found(self, information: Matrix, solution: Params, kernel: KernelModel) -> KernelPrior:
+    def found(
+        self,
+        information: Matrix,
+        solution: Params,
+        kernel: KernelModel,
+        projected: Params | None = None,
+    ) -> KernelPrior:
         """The same prior with its free hyperparameters chosen by the evidence.
 
         Parameters
@@ -78,6 +90,8 @@ class KernelPrior(ABC):
         solution : Params
             The kernel coefficients that maximise the likelihood, (n_k,).
         kernel : KernelModel
+        projected : Params, optional
+            b of the likelihood -K' H K / 2 + b' K, where it is not H times the solution.
         """
 
 
@@ -118,6 +132,9 @@ class GaussianProcessPrior(KernelPrior):
     spread : Basis, optional
         Where they were found: J with J J' the covariance of the kernel pixels that comes from the
         uncertainty of the hyperparameters, (n_k, number of hyperparameters).
+    noisy_reference : bool
+        Allow for the noise of the reference where it is known (see :func:`subtract`): the kernel,
+        and P, are those between the noiseless images. False takes the reference as it is.
     """
 
     components: tuple[Component, ...] = ()
@@ -125,6 +142,7 @@ class GaussianProcessPrior(KernelPrior):
     ellipse: tuple[float, float] = (0.0, 0.0)
     evidence: float | None = field(default=None, compare=False)
     spread: Basis | None = field(default=None, compare=False, repr=False)
+    noisy_reference: bool = True
 
     def __post_init__(self) -> None:
         numbers = [*self.centre, *self.ellipse]
@@ -153,17 +171,24 @@ class GaussianProcessPrior(KernelPrior):
         return super().spread_of(kernel) if self.spread is None else self.spread
 
     def found(
-        self, information: Matrix, solution: Params, kernel: KernelModel
+        self,
+        information: Matrix,
+        solution: Params,
+        kernel: KernelModel,
+        projected: Params | None = None,
     ) -> GaussianProcessPrior:
         if self.is_known:
             return self
-        evidence = _Evidence(information, solution, kernel)
+        evidence = _Evidence(information, solution, kernel, projected)
         with _one_thread():
             main = evidence.maximise(evidence.start(), slice(0, 7))
             extra = np.append(main, main[4:7] + _SECOND)
             both = evidence.maximise(extra, slice(7, 10))
             found = _prior_of(both)
-            return replace(found, evidence=evidence.value(both), spread=evidence.spread(both))
+            return replace(
+                found, evidence=evidence.value(both), spread=evidence.spread(both),
+                noisy_reference=self.noisy_reference,
+            )  # fmt: skip
 
 
 @contextmanager
@@ -270,9 +295,15 @@ class Posterior(NamedTuple):
 class _Evidence:
     """ln p(data | hyperparameters), up to a constant."""
 
-    def __init__(self, information: Matrix, solution: Params, kernel: KernelModel) -> None:
+    def __init__(
+        self,
+        information: Matrix,
+        solution: Params,
+        kernel: KernelModel,
+        projected: Params | None = None,
+    ) -> None:
         self.information, self.kernel = information, kernel
-        self.projected = information @ solution
+        self.projected = information @ solution if projected is None else projected
         self.scale = float(solution.sum())
         self.half = 0.5 * max(kernel.shape)
 

@@ -2,26 +2,44 @@
 
 The fit is repeated in the coefficients of the prior's root F, in which the prior is a unit normal:
 ``K = F c``. Nothing is inverted that may be singular, and the Hessian is well conditioned.
+
+A reference with noise adds c = sum w sigma_R^2 to the diagonal of the normal matrix H, so that a
+kernel K between the noiseless images is seen as A K, A = 1 - H^-1 c (errors in variables). Where
+sigma_R is known the prior is that of K: the model image is R (x) A F c, and the kernel F c.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from .arrays import Basis, Matrix, Params
+from .arrays import Basis, Image, Matrix, Params, Tiled
+from .correlate import Correlator
 from .errors import InputError
 from .fisher import Uncertainty
+from .image_model import ImageModel
 from .kernel import BasisKernel
+from .linalg import factorise
 from .objective import Objective
 from .penalty import UnitNormal
 from .prior import KernelPrior, Posterior
 from .solvers import Solution, Solver
 from .solvers.base import OnStep
 
-__all__ = ["Regularised", "in_pixels", "regularise", "uncertainty_in_pixels"]
+__all__ = [
+    "ReferenceVariance",
+    "Regularised",
+    "attenuation",
+    "in_pixels",
+    "regularise",
+    "uncertainty_in_pixels",
+]
+
+ReferenceVariance = Callable[[int], Image | None]
+"""sigma_R^2 [ADU^2] of the i-th pair, (h, w), float64; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ def regularise(
     prior: KernelPrior,
     solver: Solver,
     on_step: OnStep | None = None,
+    reference_variance: ReferenceVariance | None = None,
 ) -> Regularised:
     """Fit again under ``prior``, its free hyperparameters chosen by the evidence.
 
@@ -65,20 +84,24 @@ def regularise(
     prior : KernelPrior
     solver : Solver
     on_step : callable, optional
+    reference_variance : callable, optional
     """
     model, alone = objective.model, objective.target.ndim == 2
     device = model.device
-    priors, roots, starts, effective = [], [], [], []
+    priors, roots, seen, starts, effective = [], [], [], [], []
     for i, solution in enumerate(solutions):
-        matrix = _information(objective.pair(i), solution).cpu()
-        given = _Quadratic(matrix, solution.theta.cpu(), model.kernel.n_params)
-        found = prior.found(given.information, given.kernel, model.kernel)
+        curvature, matrix = _information(objective.pair(i), solution)
+        sigma2 = reference_variance(i) if reference_variance and prior.noisy_reference else None
+        added = None if sigma2 is None else attenuation(model, curvature, sigma2).cpu()
+        given = _Quadratic(matrix.cpu(), solution.theta.cpu(), model.kernel.n_params, added)
+        found = prior.found(given.information, given.kernel, model.kernel, given.projected)
         root = found.root(model.kernel)
         start, n_effective = given.under(root)
         if solution.system is not None:
             solution.system.curvature.clear()  # its memory is needed
         priors.append(found)
         roots.append(root)
+        seen.append(given.seen(root))
         starts.append(start)
         effective.append(n_effective)
     rank = max(root.shape[1] for root in roots)
@@ -88,9 +111,14 @@ def regularise(
         torch.cat([pad(start[:-n_b], (0, rank + n_b - len(start))), start[-n_b:]])
         for start in starts
     ]
-    basis = torch.stack([pad(root, (0, rank - root.shape[1])) for root in roots]).to(device)
+    noisy = any(shown is not root for shown, root in zip(seen, roots, strict=True))
+    true, basis = (
+        torch.stack([pad(root, (0, rank - root.shape[1])) for root in each]).to(device)
+        for each in (roots, seen)
+    )
     theta0 = torch.stack(starts).to(device)
-    kernel = BasisKernel(model.kernel.shape, basis[0] if alone else basis)
+    kernel = BasisKernel(model.kernel.shape, basis, true if noisy else None)
+    kernel = kernel.item(0) if alone else kernel
     clipped = [solution.clipped for solution in solutions]
     use = objective.use
     if any(each is not None for each in clipped):
@@ -123,34 +151,80 @@ def _joined(before: Solution, after: Solution) -> Solution:
 _STILL_TRUE = {"many-clipped"}
 
 
-def _information(objective: Objective, solution: Solution) -> Matrix:
-    """H at the solution, as far as a preconditioner knows it."""
+def _information(objective: Objective, solution: Solution) -> tuple[Tiled, Matrix]:
+    """Each pixel's h at the solution, and H as far as a preconditioner knows it."""
     if solution.system is not None:
-        return solution.system.factor.matrix()
+        return solution.system.curvature, solution.system.factor.matrix()
     curvature = objective.evaluate(solution.theta).curvature
     assert curvature is not None
-    return objective.preconditioner([part.abs() for part in curvature])
+    return curvature, objective.preconditioner([part.abs() for part in curvature])
+
+
+def attenuation(model: ImageModel, curvature: Tiled, sigma2: Image) -> Params:
+    """c, what the noise of the reference adds to the diagonal of H in the mean, (n_k,), float64.
+
+    c_lm = sum_ij |h_ij| sigma_R^2[i + l, j + m], for a kernel of free pixels.
+    """
+    noise = Correlator(sigma2, model.kernel.half_shape, device=model.device)
+    total = None
+    for tiles, part in zip(model.chunks, curvature, strict=True):
+        total, _ = noise.project(part.to(torch.float64).abs(), tiles, total)
+    assert total is not None
+    return noise.lags(total).flatten().clamp(min=0.0)
 
 
 class _Quadratic:
-    """The loss around its minimum: (theta - theta_0)' H (theta - theta_0) / 2."""
+    """The loss around its minimum: (theta - theta_0)' H (theta - theta_0) / 2.
 
-    def __init__(self, matrix: Matrix, theta: Params, n_k: int) -> None:
+    With ``added`` (c of :func:`attenuation`) it is one of the kernel K between the noiseless
+    images, A K being what is fitted: the modes in which c is all of H or more, by chance or because
+    sigma_R is not that large, count as not seen.
+
+    Attributes
+    ----------
+    information, projected : Matrix, Params
+        A' H A and A' H K_0, with the background marginalised.
+    """
+
+    def __init__(self, matrix: Matrix, theta: Params, n_k: int, added: Params | None = None):
         self.kernel, self.background = theta[:n_k], theta[n_k:]
         cross, corner = matrix[:n_k, n_k:], matrix[n_k:, n_k:]
         self._answer = torch.linalg.solve(corner, cross.T)  # of the background to the kernel
         self.information = matrix[:n_k, :n_k] - cross @ self._answer
+        self.projected = self.information @ self.kernel
+        self._seen: Matrix | None = None
+        if added is not None and bool((added > 0).any()):
+            self._attenuate(added)
+
+    def _attenuate(self, added: Params) -> None:
+        factor = factorise(self.information)
+        if factor is None:
+            return
+        # H = L L'; in the axes of L^-1 diag(c) L'^-1 both H and c are diagonal.
+        lower = factor.lower / factor.scale[:, None]
+        half = torch.linalg.solve_triangular(lower, added.sqrt().diag(), upper=False)
+        share, axes = torch.linalg.eigh(half @ half.T)
+        kept = 1.0 - share.clamp(0.0, 1.0)
+        modes = lower @ axes
+        self._seen = torch.linalg.solve_triangular(lower.T, (axes * kept) @ modes.T, upper=True)
+        self.information = (modes * kept**2) @ modes.T
+        self.projected = self._seen.T @ self.projected
+
+    def seen(self, root: Basis) -> Basis:
+        """A F, which is F itself if the reference has no noise."""
+        return root if self._seen is None else self._seen @ root
 
     def under(self, root: Basis) -> tuple[Params, float]:
         """The most probable coefficients under a prior, and the effective number of parameters."""
-        posterior = Posterior.of(self.information, self.information @ self.kernel, root)
+        posterior = Posterior.of(self.information, self.projected, root)
         if posterior is None:
             raise InputError(
                 "The prior allows kernels so large that rounding hides it beside the data; lower "
                 "the amplitudes of its components."
             )
         coefficients = posterior.coefficients
-        background = self.background + self._answer @ (self.kernel - root @ coefficients)
+        shown = self.seen(root) @ coefficients
+        background = self.background + self._answer @ (self.kernel - shown)
         held = float(torch.cholesky_inverse(posterior.factor).diagonal().sum())
         effective = root.shape[1] - held + len(background)
         return torch.cat([coefficients, background]), effective
@@ -172,7 +246,8 @@ def uncertainty_in_pixels(
     kernel = objective.model.kernel
     assert isinstance(kernel, BasisKernel)
     spread = prior.spread_of(kernel)
-    basis, n_k = kernel.basis.cpu(), kernel.n_params
+    n_k = kernel.n_params
+    basis = (kernel.basis if kernel.true_basis is None else kernel.true_basis).cpu()
     scale = math.hypot(errors.scale, float(spread.sum(dim=0).norm()))
     if errors.covariance is None:
         return replace(errors, scale=scale)

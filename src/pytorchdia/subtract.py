@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,10 @@ def subtract(
     mask : array_like, optional
         (h, w), True = ignore this pixel of the target; for a stack also one for each target.
     reference_noise : NoiseModel, optional
-        Noise of the reference, for the variance of the difference only. None takes the
-        reference's own uncertainty or its header's gain and read noise; if it has neither, the
-        reference counts as free of noise.
+        Noise of the reference, for the variance of the difference and for a KernelPrior, under
+        which kernel and P are those between the noiseless images. None takes the reference's own
+        uncertainty or its header's gain and read noise; if it has neither, the reference counts as
+        free of noise.
     reference_background : float, optional
         Level [ADU] to take off the reference before the fit. None takes the median of its good
         pixels, as the paper does.
@@ -148,7 +150,7 @@ def subtract(
     for group in _groups(pairs, plan):
         fits = Fits.of(
             _objective(group, kernel, background, likelihood, penalty, precision, where, plan),
-            solver, penalty, on_step,
+            solver, penalty, on_step, partial(_reference_variance, group),
         )  # fmt: skip
         errors = fits.errors(covariance)
         made = [_finish(pair, fits, i, errors[i]) for i, pair in enumerate(group)]
@@ -246,6 +248,10 @@ def _prepare(
     return Pair(target, reference, flags, level, noise, reference_noise, findings)
 
 
+def _reference_variance(group: list[Pair], i: int) -> torch.Tensor | None:
+    return group[i].reference_variance()
+
+
 def _groups(pairs: list[Pair], plan: MemoryPlan) -> Iterator[list[Pair]]:
     """Runs of pairs that are fitted side by side."""
     for begin in range(0, len(pairs), plan.pairs):
@@ -301,7 +307,11 @@ def _finish(pair: Pair, fits: Fits, i: int, errors: Uncertainty) -> Subtraction:
         return replace(result, settings=settings)
     settings["penalty"] = repr(fits.prior.priors[i])
     diagnostics = replace(result.diagnostics, n_effective=fits.prior.n_effective[i])
-    return replace(result, settings=settings, diagnostics=diagnostics)
+    result = replace(result, settings=settings, diagnostics=diagnostics)
+    kernel = fits.true_kernel(i)
+    if kernel is None:
+        return result
+    return replace(result, kernel=kernel.cpu().numpy(), scale=float(kernel.sum()))
 
 
 def _reference_level(reference: Frame, given: float | None) -> float:
