@@ -387,6 +387,8 @@ class _Evidence:
         weight = np.maximum(kernel - 0.2 * kernel.max(), 0.0)
         y, x = (np.arange(n) - n // 2 for n in kernel.shape)
         total = weight.sum()
+        if not total > 0:  # the data say nothing
+            return broad
         x0, y0 = (weight @ x).sum() / total, (y @ weight).sum() / total
         dx, dy = x - x0, (y - y0)[:, None]
         xx, yy, xy = ((weight * q).sum() / total for q in (dx**2, dy**2, dx * dy))

@@ -90,10 +90,8 @@ def regularise(
     device = model.device
     priors, roots, seen, starts, effective = [], [], [], [], []
     for i, solution in enumerate(solutions):
-        curvature, matrix = _information(objective.pair(i), solution)
         sigma2 = reference_variance(i) if reference_variance and prior.noisy_reference else None
-        added = None if sigma2 is None else attenuation(model, curvature, sigma2).cpu()
-        given = _Quadratic(matrix.cpu(), solution.theta.cpu(), model.kernel.n_params, added)
+        given = _quadratic(objective.pair(i), solution, sigma2)
         found = prior.found(given.information, given.kernel, model.kernel, given.projected)
         root = found.root(model.kernel)
         start, n_effective = given.under(root)
@@ -147,17 +145,28 @@ def _joined(before: Solution, after: Solution) -> Solution:
     )
 
 
+_EXACT = 2**18  # pixels of frames for which the matrix is computed exactly
+
 # Findings of the first fit that hold for the second as well.
 _STILL_TRUE = {"many-clipped"}
 
 
-def _information(objective: Objective, solution: Solution) -> tuple[Tiled, Matrix]:
-    """Each pixel's h at the solution, and H as far as a preconditioner knows it."""
-    if solution.system is not None:
-        return solution.system.curvature, solution.system.factor.matrix()
-    curvature = objective.evaluate(solution.theta).curvature
-    assert curvature is not None
-    return curvature, objective.preconditioner([part.abs() for part in curvature])
+def _quadratic(objective: Objective, solution: Solution, sigma2: Image | None) -> _Quadratic:
+    """The loss around the solution, H as far as a preconditioner knows it."""
+    theta, n_k = solution.theta.cpu(), objective.model.kernel.n_params
+    if solution.system is not None and sigma2 is None:
+        return _Quadratic(solution.system.factor.matrix().cpu(), theta, n_k)
+    curvature = None if solution.system is None else solution.system.curvature
+    if curvature is None:
+        curvature = objective.evaluate(solution.theta).curvature
+        assert curvature is not None
+    weight = [part.abs() for part in curvature]
+    if sigma2 is None:
+        return _Quadratic(objective.preconditioner(weight).cpu(), theta, n_k)
+    # H without c is a difference of like numbers where the noise of the reference is most of H.
+    few = objective.n_data <= _EXACT
+    matrix = (objective.hessian(weight) if few else objective.close_preconditioner(weight)).cpu()
+    return _Quadratic(matrix, theta, n_k, attenuation(objective.model, weight, sigma2).cpu())
 
 
 def attenuation(model: ImageModel, curvature: Tiled, sigma2: Image) -> Params:
