@@ -64,8 +64,11 @@ def make_pair(n: int, seed: int = 3, dtype: Any = np.float64) -> Images:
 
 
 def ours(images: Images, size: int, **options: Any) -> Subtraction:
-    """The public call: solution, difference and variance, with the noise of both images."""
-    options = {"noise": NOISE, "reference_noise": REFERENCE_NOISE, "covariance": False, **options}
+    """The public call without a prior: solution, difference, variance with the noise of both."""
+    options = {
+        "noise": NOISE, "reference_noise": REFERENCE_NOISE, "covariance": False, "penalty": None,
+        **options,
+    }  # fmt: skip
     return subtract(images.target, images.reference, kernel=DeltaKernel(size), **options)
 
 

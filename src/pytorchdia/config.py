@@ -98,9 +98,9 @@ def make_likelihood(
 
 
 def make_penalty(
-    prior: PriorName, laplacian: float | None
+    prior: PriorName | None, laplacian: float | None
 ) -> GaussianProcessPrior | LaplacianPenalty | None:
-    """The prior or penalty of the kernel; none if neither is asked for.
+    """The prior or penalty of the kernel; the prior found by the evidence if neither is asked for.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def make_penalty(
         Both are given, or the strength is out of range.
     """
     if laplacian is None:
-        return GaussianProcessPrior() if prior is PriorName.EVIDENCE else None
+        return None if prior is PriorName.NONE else GaussianProcessPrior()
     if prior is PriorName.EVIDENCE:
         raise InputError("--laplacian takes the place of --prior evidence; leave one of them out.")
     return LaplacianPenalty(laplacian)
