@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,19 @@ class Stars:
     def shifted(self, dx: float, dy: float) -> Stars:
         """The same stars moved by (dx, dy) pixels."""
         return Stars(self.x + dx, self.y + dy, self.flux)
+
+    def moved(self, matrix: FloatArray) -> Stars:
+        """The same stars at ``matrix`` (2, 3) times (x, y, 1)."""
+        x, y = matrix[:, :2] @ np.stack([self.x, self.y]) + matrix[:, 2:]
+        return Stars(x, y, self.flux)
+
+    def joined(self, other: Stars) -> Stars:
+        """These stars and those of ``other``; at one place their fluxes add up."""
+        return Stars(*(np.concatenate(both) for both in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        """x, y and flux."""
+        return iter((self.x, self.y, self.flux))
 
 
 def draw_stars(rng: np.random.Generator, shape: tuple[int, int], log_density: float) -> Stars:
