@@ -18,7 +18,7 @@ __all__ = ["MAX_DRIFT", "Registration", "find_transform", "measure_flux_ratio"]
 
 FloatArray = NDArray[np.float64]
 
-MAX_DRIFT = 0.2
+MAX_DRIFT = 0.05
 """Pixels that a star may stray from a whole-frame shift before a frame is resampled."""
 
 _SAME_GRID = 0.05  # pixels within which two grids are one
@@ -71,6 +71,22 @@ class Registration:
     def scale(self) -> float:
         """Pixels of the frame per pixel of the reference."""
         return math.sqrt(abs(float(np.linalg.det(self.matrix[:, :2]))))
+
+    def exact(self, shape: tuple[int, int], within: float = 0.05) -> Registration:
+        """The same, resampling unless whole pixels are exact to ``within`` a pixel everywhere.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            (h, w) of the reference.
+        within : float
+            [pixels].
+        """
+        points = _grid(shape)
+        moved = affine(self.matrix, points) - points
+        if _farthest(moved - np.rint(moved.mean(axis=0))) <= within:
+            return replace(self, how="shift")
+        return replace(self, how="resampled")
 
 
 def find_transform(
@@ -300,8 +316,3 @@ def measure_flux_ratio(
         return None
     bright = np.argsort(-theirs.flux[i], kind="stable")[: max(20, len(i) // 4)]
     return float(np.median(mine.flux[j[bright]] / theirs.flux[i[bright]])), len(bright)
-
-
-def with_findings(registration: Registration, *findings: Finding) -> Registration:
-    """The same registration with more to say."""
-    return replace(registration, findings=registration.findings + findings)
