@@ -14,7 +14,12 @@ import pytorchdia as dia
 from pytorchdia.detection import detect_stars, star_shapes
 from pytorchdia.errors import RegistrationError
 from pytorchdia.matching import affine, match_stars, refine
-from pytorchdia.register import Registration, find_transform, measure_flux_ratio
+from pytorchdia.register import (
+    Registration,
+    find_transform,
+    measure_flux_ratio,
+    measure_transparency,
+)
 from pytorchdia.resample import apply_registration, variance_factor
 from pytorchdia.simulate import Stars, render_gaussian
 
@@ -335,6 +340,20 @@ def test_flux_ratio_tells_a_cloud():
     found = measure_flux_ratio(dim, onto, find_transform(dim, onto))
     assert found is not None
     assert found[0] == pytest.approx(0.4, rel=0.05)
+    longer = dia.as_frame(dim, exposure=200.0)
+    placed = find_transform(dim, onto)
+    first = dia.as_frame(onto, exposure=100.0)
+    assert measure_transparency(longer, first, placed) == pytest.approx(found[0] / 2.0)
+
+
+def test_a_half_masked_reference_still_places_the_frames():
+    stars = field(12, 300, margin=40.0)
+    truth = turned(0.03, -11.2, 6.6)
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[: SHAPE[0] // 2] = True
+    half = dia.as_frame(seen(stars, seed=17), mask=mask)
+    found = find_transform(seen(stars, truth, seed=18), half)
+    assert rms(found.matrix, truth) < 0.1
 
 
 @pytest.mark.parametrize(("phi_x", "phi_y"), [(1.2, 1.2), (2.4, 1.5), (1.7, 3.0)])

@@ -14,7 +14,13 @@ from .errors import Finding, RegistrationError
 from .frame import Frame
 from .matching import Match, affine, match_stars, refine
 
-__all__ = ["MAX_DRIFT", "Registration", "find_transform", "measure_flux_ratio"]
+__all__ = [
+    "MAX_DRIFT",
+    "Registration",
+    "find_transform",
+    "measure_flux_ratio",
+    "measure_transparency",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -316,3 +322,22 @@ def measure_flux_ratio(
         return None
     bright = np.argsort(-theirs.flux[i], kind="stable")[: max(20, len(i) // 4)]
     return float(np.median(mine.flux[j[bright]] / theirs.flux[i[bright]])), len(bright)
+
+
+def measure_transparency(
+    frame: Frame,
+    onto: Frame,
+    registration: Registration,
+    frame_stars: Detections | None = None,
+    onto_stars: Detections | None = None,
+) -> float | None:
+    """Light of matched stars per second of exposure, over that of the reference.
+
+    For :attr:`pytorchdia.quality.FrameQuality.transparency`. None with fewer than 3 stars. Frames
+    without an exposure time count as equally long.
+    """
+    found = measure_flux_ratio(frame, onto, registration, frame_stars, onto_stars)
+    if found is None:
+        return None
+    mine, theirs = frame.detector.exposure, onto.detector.exposure
+    return found[0] * (theirs / mine if mine and theirs else 1.0)
