@@ -63,9 +63,7 @@ class Scene:
 
     def objective(self, kernel: int, device: str, robust: bool = True) -> Objective:
         """The fit of a kernel of this size in float32; least squares unless ``robust``."""
-        model = ImageModel(
-            self.reference.to(device), DeltaKernel(kernel), PolynomialBackground(0)
-        )
+        model = ImageModel(self.reference.to(device), DeltaKernel(kernel), PolynomialBackground(0))
         likelihood = self.likelihood if robust else Gaussian()
         return Objective(
             model, self.target.to(device), model.valid, self.noise, likelihood,
