@@ -6,8 +6,8 @@ On a CUDA device the library is cuDNN, as in the paper. On a machine without one
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def run_layers(
     Leaves ``cudnn.csv``, ``cudnn.md`` and ``cudnn.png`` in ``folder``.
     """
     image = 1000 if torch.cuda.is_available() else 512
+    kernels: tuple[int, ...]
     if quick:
         image, kernels, rounds, budget = image // 2, (5, 9, 13, 19, 25, 31), 3, 3.0
     else:
@@ -72,17 +73,21 @@ def contenders_here() -> list[Contender]:
     return [*layers, Contender(TILES, device, (2.0, 1.0))]
 
 
-def _library(method: str) -> AbstractContextManager[Any]:
+@contextmanager
+def _library(method: str) -> Iterator[None]:
     """The setting of the library while a contender runs."""
     name, _, state = method.removeprefix("layer, ").partition(" ")
     if name == "cuDNN":
-        flags: AbstractContextManager[Any] = torch.backends.cudnn.flags(
-            enabled=state != "off", benchmark=False, deterministic=state == "deterministic"
-        )
-        return flags
-    if name == "oneDNN":
-        return torch.backends.mkldnn.flags(enabled=state == "on")  # type: ignore[no-any-return]
-    return nullcontext()
+        deterministic = state == "deterministic"
+        with torch.backends.cudnn.flags(state != "off", False, deterministic=deterministic):
+            yield
+        return
+    before = torch.backends.mkldnn.enabled  # its flags() would warn of Intel GPUs
+    torch.backends.mkldnn.enabled = state != "off"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def _job(point: Point, contender: Contender, number: int) -> Job | str:

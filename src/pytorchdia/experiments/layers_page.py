@@ -84,8 +84,9 @@ def draw_layers(timings: Sequence[Timing], path: Path) -> None:
             bars = [[s.median - s.q25 for s in mine], [s.q75 - s.median for s in mine]]
             axes.errorbar([s.kernel for s in mine], median, bars, fmt="o-", label=label)
         axes.axvline(_TURN, color="grey", lw=0.8, ls=":")
-        axes.set(yscale="log", xlabel="side of the kernel [pixels]", ylabel="median time [s]",
-                 title=f"{_TITLES[scene]}, {summaries[0].image} x {summaries[0].image}")  # fmt: skip
+        title = f"{_TITLES[scene]}, {summaries[0].image} x {summaries[0].image}"
+        axes.set(yscale="log", title=title, ylabel="median time [s]")
+        axes.set_xlabel("side of the kernel [pixels]")
         axes.legend(fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)

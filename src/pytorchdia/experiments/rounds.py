@@ -208,7 +208,8 @@ def _extrapolated(point: Point, contender: Contender, found: Sequence[Timing]) -
     last = known[-1]
     seconds = [t.seconds for t in known if (t.image, t.kernel) == (last.image, last.kernel)]
     by_image, by_kernel = contender.growth
-    growth = (point.image / last.image) ** by_image * (point.kernel / last.kernel) ** by_kernel
+    growth: float = (point.image / last.image) ** by_image
+    growth *= (point.kernel / last.kernel) ** by_kernel
     return float(np.median(seconds)) * growth
 
 

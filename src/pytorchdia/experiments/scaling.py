@@ -79,13 +79,17 @@ def summarise_timings(timings: Sequence[Timing]) -> list[Summary]:
     for key, all_of in groups.items():
         mine = [t for t in all_of if not t.reason]
         reason = next((t.reason for t in all_of if t.reason), "")
-        if not mine:
-            found.append(Summary(*key, 0, *[math.nan] * 6, 0, reason))
-            continue
-        q = np.percentile([t.seconds for t in mine], [50, 25, 75, 16, 84])
-        evaluations = float(np.median([t.evaluations for t in mine]))
+        median, q25, q75, p16, p84, evaluations = [math.nan] * 6
+        if mine:
+            levels = [50, 25, 75, 16, 84]
+            median, q25, q75, p16, p84 = map(
+                float, np.percentile([t.seconds for t in mine], levels)
+            )
+            evaluations = float(np.median([t.evaluations for t in mine]))
         failed = sum(t.status != "CONVERGED" for t in mine)
-        found.append(Summary(*key, len(mine), *map(float, q), evaluations, failed, reason))
+        found.append(
+            Summary(*key, len(mine), median, q25, q75, p16, p84, evaluations, failed, reason)
+        )
     return found
 
 

@@ -91,8 +91,8 @@ def emccd_scene(n: int, number: int = 0, seed: int = 6) -> Scene:
     """The central n x n pixels of one of the targets of a campaign like that of section 5.1.
 
     Moffat profiles with wings, elongated and lopsided, each target with its own; photon noise of
-    an EMCCD (eq 7), the same for the reference; one star, the brightest, has changed by half. Widths of
-    targets are drawn from U(2.18, 4.18) pixels, so that the median is the paper's.
+    an EMCCD (eq 7), the same for the reference; the brightest star has changed by half. Widths of
+    targets are drawn from U(2.18, 4.18) pixels, so that their median is the paper's.
     """
     rng = np.random.default_rng(seed)
     stars = draw_stars(rng, (FRAME, FRAME), LOG_DENSITY)

@@ -144,7 +144,8 @@ def _correlations(timings: Sequence[Timing]) -> list[str]:
         f"Targets of {many[0].image} x {many[0].image} pixels (the paper: 158 real ones of",
         "482 x 482). Spearman's rank correlation with its p-value; also that of the number of",
         "evaluations, which does not feel the noise of the machine.", "",
-        "| Method | Targets | With | Seconds | Evaluations | The paper |", "|---|---|---|---|---|---|",
+        "| Method | Targets | With | Seconds | Evaluations | The paper |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for method, device in dict.fromkeys((t.method, t.device) for t in many):
         mine = [t for t in many if (t.method, t.device) == (method, device)]
