@@ -42,7 +42,7 @@ def run_layers(
     if quick:
         image, kernels, rounds, budget = image // 2, (5, 9, 13, 19, 25, 31), 3, 3.0
     else:
-        kernels, rounds, budget = KERNELS, 7, 7.0
+        kernels, rounds, budget = KERNELS, 7, 5.0
     points = [
         Point(what, image, m, rounds, budget) for what in ("model", "gradient") for m in kernels
     ]
@@ -83,7 +83,7 @@ def _library(method: str) -> Iterator[None]:
             yield
         return
     before = torch.backends.mkldnn.enabled  # its flags() would warn of Intel GPUs
-    torch.backends.mkldnn.enabled = state != "off"
+    torch.backends.mkldnn.enabled = state != "off"  # type: ignore[assignment]
     try:
         yield
     finally:

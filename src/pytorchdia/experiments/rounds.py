@@ -19,7 +19,7 @@ from ..errors import InputError
 from .clock import clocked, machine, settled
 from .tables import read_rows, write_rows, write_text
 
-__all__ = ["LEAST", "Contender", "Job", "Point", "Timing", "run_rounds"]
+__all__ = ["LEAST", "Contender", "Job", "Point", "Timing", "TooLong", "run_rounds"]
 
 LEAST = 3  # rounds of which a median is taken, at the least
 ENOUGH = 1.0  # seconds; who takes longer runs once in each round, not twice
@@ -30,6 +30,10 @@ _COLUMNS = (
 
 Job = Callable[[], dict[str, Any]]
 """What is timed; answers further columns (status, evaluations, phi_i, snr)."""
+
+
+class TooLong(Exception):
+    """Raised by a job that has gone on for as long as it may."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Point:
     def path(self, folder: Path, number: int) -> Path:
         """The file of one round."""
         return folder / f"{self.scene}-{self.image:04d}-{self.kernel:02d}-{number:03d}.csv"
+
+    def limit(self, number: int) -> float:
+        """Seconds that one run of a round may take: three of the first must fit the budget."""
+        return self.budget if number else self.budget / LEAST
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,10 @@ def _turn(
     if isinstance(job, str):
         return row | {"reason": job}
     outcomes: list[dict[str, Any]] = []
-    row["seconds"] = settled(clocked(lambda: outcomes.append(job())), pause, ENOUGH)
+    try:
+        row["seconds"] = settled(clocked(lambda: outcomes.append(job())), pause, ENOUGH)
+    except TooLong:
+        return row | {"reason": f"stopped after {point.limit(number):.3g} s"}
     return row | outcomes[-1]
 
 

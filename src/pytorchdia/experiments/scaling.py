@@ -97,7 +97,8 @@ def spread_line(s: Summary) -> str:
     """``median (quartiles)`` in seconds, or why there is none."""
     if not s.n:
         return f"left out: {s.reason}"
-    return f"{s.median:.3g} ({s.q25:.3g} to {s.q75:.3g})"
+    line = f"{s.median:.3g} ({s.q25:.3g} to {s.q75:.3g})"
+    return f"{line}; after {s.n} rounds {s.reason}" if s.reason else line
 
 
 def write_summaries(summaries: Sequence[Summary], path: Path) -> None:
