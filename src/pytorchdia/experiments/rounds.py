@@ -19,7 +19,7 @@ from ..errors import InputError
 from .clock import clocked, machine, settled
 from .tables import read_rows, write_rows, write_text
 
-__all__ = ["LEAST", "Contender", "Job", "Point", "Timing", "TooLong", "run_rounds"]
+__all__ = ["LEAST", "Contender", "Job", "Point", "StoppedError", "Timing", "run_rounds"]
 
 LEAST = 3  # rounds of which a median is taken, at the least
 ENOUGH = 1.0  # seconds; who takes longer runs once in each round, not twice
@@ -32,7 +32,7 @@ Job = Callable[[], dict[str, Any]]
 """What is timed; answers further columns (status, evaluations, phi_i, snr)."""
 
 
-class TooLong(Exception):
+class StoppedError(Exception):
     """Raised by a job that has gone on for as long as it may."""
 
 
@@ -204,7 +204,7 @@ def _turn(
     outcomes: list[dict[str, Any]] = []
     try:
         row["seconds"] = settled(clocked(lambda: outcomes.append(job())), pause, ENOUGH)
-    except TooLong:
+    except StoppedError:
         return row | {"reason": f"stopped after {point.limit(number):.3g} s"}
     return row | outcomes[-1]
 

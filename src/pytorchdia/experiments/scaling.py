@@ -67,7 +67,8 @@ def power_law(sizes: Sequence[float], seconds: Sequence[float]) -> Power:
     if n < 2:
         return Power(math.nan, math.nan, n)
     fit = linregress(np.log(sizes), np.log(seconds))
-    return Power(float(fit.slope), float(fit.stderr) if n > 2 else math.nan, n)
+    error = 0.0 if math.isnan(fit.stderr) else float(fit.stderr)  # NaN for equal times
+    return Power(float(fit.slope), error if n > 2 else math.nan, n)
 
 
 def summarise_timings(timings: Sequence[Timing]) -> list[Summary]:

@@ -12,7 +12,7 @@ import torch
 
 from ..likelihood import Huber
 from ..solvers import AdamLBFGS, ConvolutionLayer, Newton, NormalEquations, Solver, Step
-from .rounds import Contender, Job, Point, Timing, TooLong, run_rounds
+from .rounds import Contender, Job, Point, StoppedError, Timing, run_rounds
 from .scenes import FRAME, Scene, ccd_scene, emccd_scene
 from .speed_page import draw_speed, write_speed
 
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 def run_speed_image(
     folder: Path, quick: bool = False, progress: Progress = lambda done, total: None
 ) -> list[Timing]:
-    """Figures 6, 7 and 8: seconds against the size of the image, for a kernel of 19 x 19 (quick: 7 x 7)."""
+    """Figures 6, 7 and 8: seconds against the size of the image; kernel 19 x 19, if quick 7 x 7."""
     if quick:
         points = [Point("ccd", n, 7, 3, 5.0) for n in (100, 200, 400)]
         points += [Point("emccd", n, 7, 3, 5.0) for n in (100, 200)]
@@ -99,7 +99,7 @@ def _fit(scene: Scene, kernel: int, contender: Contender, limit: float) -> dict[
 
     def on_step(step: Step) -> None:
         if time.perf_counter() - started > limit:
-            raise TooLong
+            raise StoppedError
 
     robust = contender.method != "B08"
     objective = scene.objective(kernel, contender.device, robust)
@@ -125,5 +125,5 @@ def _solver(method: str, scene: Scene) -> Solver:
 
 
 def _warm_up(contender: Contender) -> None:
-    with suppress(TooLong):
+    with suppress(StoppedError):
         _fit(ccd_scene(48), 5, contender, 0.5)

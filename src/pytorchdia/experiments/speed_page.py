@@ -42,8 +42,8 @@ def write_speed(timings: Sequence[Timing], folder: Path, name: str, against: str
         "Timed: from images in main memory to the solution in parameters. Methods take turns,",
         "round by round. Who takes less than a second runs twice in each turn, and the second run",
         "counts; small images are fitted first to warm up. Seconds are medians with their",
-        "quartiles. Whoever is expected to need more than the time allowed for three rounds is left",
-        "out, and a fit that goes on for longer is stopped.",
+        "quartiles. Whoever is expected to need more than the time allowed for three rounds is",
+        "left out, and a fit that goes on for longer is stopped.",
         "The spread on CCD images is that of the machine (one pair); on EMCCD images each round",
         "has its own target, as in the paper.", "",
     ]  # fmt: skip
