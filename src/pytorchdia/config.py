@@ -48,6 +48,9 @@ class ExperimentName(enum.StrEnum):
     """Experiments of the paper by name."""
 
     BIAS = "bias"
+    CUDNN = "cudnn"
+    SPEED_IMAGE = "speed-image"
+    SPEED_KERNEL = "speed-kernel"
     TABLE2 = "table2"
 
 

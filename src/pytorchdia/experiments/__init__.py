@@ -1,6 +1,16 @@
 """The experiments of the paper, rerun."""
 
 from .bias import run_bias
+from .layers import run_layers
+from .speed import run_speed_image, run_speed_kernel
 from .table2 import ALL_PAIRS, PAPER_PAIRS, run_table2
 
-__all__ = ["ALL_PAIRS", "PAPER_PAIRS", "run_bias", "run_table2"]
+__all__ = [
+    "ALL_PAIRS",
+    "PAPER_PAIRS",
+    "run_bias",
+    "run_layers",
+    "run_speed_image",
+    "run_speed_kernel",
+    "run_table2",
+]
