@@ -17,9 +17,9 @@ from . import __version__, display, plot
 from . import options as o
 from .background import PolynomialBackground
 from .checks import require_same_shape
+from .cli_experiment import app as experiments
 from .config import (
     DtypeName,
-    ExperimentName,
     LikelihoodName,
     SolverName,
     make_likelihood,
@@ -29,15 +29,6 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import (
-    ALL_PAIRS,
-    PAPER_PAIRS,
-    run_bias,
-    run_layers,
-    run_speed_image,
-    run_speed_kernel,
-    run_table2,
-)
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -67,6 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(experiments, name="experiment")
 
 
 @app.callback(invoke_without_command=True)
@@ -198,65 +190,6 @@ def demo(
     """Make two sample frames of a crowded field, subtract them, and say where to look."""
     code = run_demo(folder, seed, lambda arguments: app(arguments, standalone_mode=False))
     raise typer.Exit(code)
-
-
-@app.command()
-def experiment(
-    name: Annotated[
-        ExperimentName,
-        typer.Argument(
-            help="bias: known transformations (section 3.4); table2: the simulated image tests "
-            "(section 3.3); speed-image, speed-kernel: time against the sizes of image and kernel "
-            "(sections 5.1, 5.2); cudnn: the convolution as a layer (section 5.3)."
-        ),
-    ],
-    folder: Annotated[
-        Path | None, typer.Argument(help="Where results go; pytorchdia-NAME if absent.")
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Simulated pairs, of which seven in ten have an SNR within the paper's table; "
-            f"{ALL_PAIRS} if absent, for the paper's {PAPER_PAIRS} in the table.",
-        ),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="About a minute: 128 pairs, or small sizes.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one for each core if absent.")
-    ] = None,
-) -> None:
-    """Rerun an experiment of the paper: a CSV table, a page beside the paper's numbers, a picture.
-
-    A run that was interrupted goes on where it stopped; one with more pairs adds what is missing.
-    Leave the machine to itself while it is timed.
-    """
-    if quick and pairs is not None:
-        raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
-    if name is ExperimentName.BIAS and (quick or pairs or workers):
-        raise InputError("--quick, --pairs and --workers do nothing with bias; leave them out.")
-    if name is not ExperimentName.TABLE2 and (pairs or workers):
-        raise InputError(f"--pairs and --workers do nothing with {name}; leave them out.")
-    folder = Path(f"pytorchdia-{name}") if folder is None else folder
-    count = 128 if quick else ALL_PAIRS if pairs is None else pairs
-    with display.progress_bar(f"{name}") as report:
-        try:
-            match name:
-                case ExperimentName.BIAS:
-                    run_bias(folder, progress=report)
-                case ExperimentName.TABLE2:
-                    run_table2(folder, count, workers=workers, progress=report)
-                case ExperimentName.SPEED_IMAGE:
-                    run_speed_image(folder, quick, report)
-                case ExperimentName.SPEED_KERNEL:
-                    run_speed_kernel(folder, quick, report)
-                case ExperimentName.CUDNN:
-                    run_layers(folder, quick, report)
-        except OSError as error:
-            raise WriteError(f"{folder} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {folder}; read {name}.md first.")
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from .solvers import AdamLBFGS, Newton, NormalEquations, Solver
 
 __all__ = [
     "DtypeName",
-    "ExperimentName",
     "LikelihoodName",
     "PriorName",
     "SolverName",
@@ -42,16 +41,6 @@ class PriorName(enum.StrEnum):
 
     EVIDENCE = "evidence"
     NONE = "none"
-
-
-class ExperimentName(enum.StrEnum):
-    """Experiments of the paper by name."""
-
-    BIAS = "bias"
-    CUDNN = "cudnn"
-    SPEED_IMAGE = "speed-image"
-    SPEED_KERNEL = "speed-kernel"
-    TABLE2 = "table2"
 
 
 class SolverName(enum.StrEnum):
