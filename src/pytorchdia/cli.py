@@ -30,7 +30,16 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import ALL_PAIRS, PAPER_PAIRS, run_bias, run_table2
+from .experiments import (
+    ALL_PAIRS,
+    PAPER_PAIRS,
+    PAPER_STARS,
+    QUICK_EPOCHS,
+    QUICK_STARS,
+    run_bias,
+    run_real,
+    run_table2,
+)
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -199,7 +208,7 @@ def experiment(
         ExperimentName,
         typer.Argument(
             help="bias: known transformations (section 3.4); table2: the simulated image tests "
-            "(section 3.3)."
+            "(section 3.3); real: stamps of a real series (section 4)."
         ),
     ],
     folder: Annotated[
@@ -213,7 +222,29 @@ def experiment(
             f"{ALL_PAIRS} if absent, for the paper's {PAPER_PAIRS} in the table.",
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="128 pairs: about a minute.")] = False,
+    frames: Annotated[
+        Path | None,
+        typer.Option(
+            help="real: folder with the FITS frames of one field, registered or shifted by whole "
+            "pixels."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="real: file name of the reference; the sharpest frame if absent."),
+    ] = None,
+    stars: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"real: stars to measure; the paper's {PAPER_STARS} if absent."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"table2: 128 pairs, about a minute; real: {QUICK_STARS} stars at {QUICK_EPOCHS} "
+            "epochs.",
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; one for each core if absent.")
     ] = None,
@@ -226,12 +257,30 @@ def experiment(
         raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
     if name is ExperimentName.BIAS and (quick or pairs or workers):
         raise InputError("--quick, --pairs and --workers do nothing with bias; leave them out.")
+    if name is ExperimentName.REAL and (frames is None or pairs is not None):
+        raise InputError("real needs --frames, the folder of its FITS frames, and no --pairs.")
+    if name is not ExperimentName.REAL and (frames or reference or stars):
+        raise InputError(
+            f"--frames, --reference and --stars do nothing with {name}; leave them out."
+        )
+    if quick and stars is not None:
+        raise InputError("--quick sets the number of stars; leave it or --stars out.")
     folder = Path(f"pytorchdia-{name}") if folder is None else folder
     count = 128 if quick else ALL_PAIRS if pairs is None else pairs
     with display.progress_bar(f"{name}") as report:
         try:
             if name is ExperimentName.BIAS:
                 run_bias(folder, progress=report)
+            elif frames is not None:
+                run_real(
+                    folder,
+                    frames,
+                    reference=reference,
+                    stars=QUICK_STARS if quick else stars or PAPER_STARS,
+                    max_epochs=QUICK_EPOCHS if quick else None,
+                    workers=workers,
+                    progress=report,
+                )
             else:
                 run_table2(folder, count, workers=workers, progress=report)
         except OSError as error:

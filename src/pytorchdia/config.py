@@ -48,6 +48,7 @@ class ExperimentName(enum.StrEnum):
     """Experiments of the paper by name."""
 
     BIAS = "bias"
+    REAL = "real"
     TABLE2 = "table2"
 
 
