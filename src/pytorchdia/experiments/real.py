@@ -45,16 +45,16 @@ _FAILED = "failed"
 class Method:
     """One way to fit a kernel."""
 
-    likelihood: Likelihood = Gaussian()
-    penalty: GaussianProcessPrior | None = None
-    solver: Solver = Newton()
+    likelihood: Likelihood
+    penalty: GaussianProcessPrior | None
+    solver: Solver
 
 
 METHODS = {
-    "b08": Method(solver=NormalEquations(3, k_sigma=5.0)),
-    "huber": Method(Huber()),
-    "plain": Method(),
-    "prior": Method(Huber(), GaussianProcessPrior()),
+    "b08": Method(Gaussian(), None, NormalEquations(3, k_sigma=5.0)),
+    "huber": Method(Huber(), None, Newton()),
+    "plain": Method(Gaussian(), None, Newton()),
+    "prior": Method(Huber(), GaussianProcessPrior(), Newton()),
 }
 
 
