@@ -64,6 +64,7 @@ class _Job:
     epoch: Epoch
     stars: tuple[Star, ...]
     scene: tuple[Star, ...]
+    stamp: int
     path: Path
 
 
@@ -73,6 +74,7 @@ def run_real(
     *,
     reference: str | None = None,
     stars: int = PAPER_STARS,
+    stamp: int = STAMP,
     max_epochs: int | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -89,6 +91,8 @@ def run_real(
         File name of the reference; None takes the frame with the sharpest stars.
     stars : int
         Largest number of stars.
+    stamp : int
+        Side of the stamp around a star [pixels].
     max_epochs : int, optional
         Take only so many epochs, evenly spread over the series; None takes all.
     workers : int, optional
@@ -107,10 +111,10 @@ def run_real(
     blocks.mkdir(parents=True, exist_ok=True)
     frame = read_frame(series.reference.path)
     everything = find_stars(frame, series.reference.fwhm)
-    chosen = choose_stars(frame, everything, series.reference.fwhm, stars)
-    fluxes = _star_fluxes(folder / "stars.csv", series.reference, frame, chosen, everything)
+    chosen = choose_stars(frame, everything, series.reference.fwhm, stars, stamp)
+    fluxes = _star_fluxes(folder / "stars.csv", series.reference, frame, chosen, everything, stamp)
     jobs = [
-        _Job(series.reference, e, tuple(chosen), tuple(everything), blocks / f"{e.name}.csv")
+        _Job(series.reference, e, tuple(chosen), tuple(everything), stamp, blocks / f"{e.name}.csv")
         for e in series.epochs
     ]
     missing = [job for job in jobs if not job.path.exists()]
@@ -152,23 +156,28 @@ def _worked(jobs: Sequence[_Job], workers: int | None) -> list[None] | map[None]
 
 
 def _star_fluxes(
-    path: Path, reference: Epoch, frame: Frame, stars: Sequence[Star], everything: Sequence[Star]
+    path: Path,
+    reference: Epoch,
+    frame: Frame,
+    stars: Sequence[Star],
+    everything: Sequence[Star],
+    size: int,
 ) -> FloatArray:
     """Flux of each star in the reference [ADU]; a run on other stars must not be mixed with it."""
-    key = [(reference.name, str(s.y), str(s.x)) for s in stars]
+    key = [(reference.name, str(size), str(s.y), str(s.x)) for s in stars]
     if path.exists():
         rows = read_rows(path)
-        if [(r["reference"], r["y"], r["x"]) for r in rows] != key:
+        if [(r["reference"], r["stamp"], r["y"], r["x"]) for r in rows] != key:
             raise InputError(
                 f"{path.parent} holds a run on another reference or other stars; choose another "
                 "folder."
             )
         return np.array([float(r["flux"]) for r in rows])
-    places = [window(star, (0, 0)) for star in stars]
+    places = [window(star, (0, 0), size) for star in stars]
     stamps = [replace(frame, data=frame.data[p], flags=frame.flags[p]) for p in places]
     half = psf_half_width(reference.fwhm)
     psfs = _psfs(stamps, stamps, [scene(everything, frame, p) for p in places], half)
-    middle = _middle(half)
+    middle = _middle(half, size)
     fluxes = []
     for stamp, psf in zip(stamps, psfs, strict=True):
         unit = torch.ones((2 * half + 1, 2 * half + 1), dtype=torch.float64)
@@ -178,7 +187,15 @@ def _star_fluxes(
             flux = psf_flux(data, torch.from_numpy(psf.copy()), unit).flux
         fluxes.append(flux)
     rows_out = [
-        {"star": i, "reference": reference.name, "y": s.y, "x": s.x, "peak": s.peak, "flux": f}
+        {
+            "star": i,
+            "reference": reference.name,
+            "stamp": size,
+            "y": s.y,
+            "x": s.x,
+            "peak": s.peak,
+            "flux": f,
+        }
         for i, (s, f) in enumerate(zip(stars, fluxes, strict=True))
     ]
     write_rows(rows_out, path)
@@ -196,12 +213,12 @@ def _run_epoch(job: _Job) -> None:
 
 def _epoch_rows(job: _Job) -> list[dict[str, object]]:
     reference, target = read_frame(job.reference.path), read_frame(job.epoch.path)
-    cuts = [
-        (i, t, r, window(s, (0, 0)), window(s, job.epoch.shift))
-        for i, s in enumerate(job.stars)
-        if (t := cut_stamp(target, window(s, job.epoch.shift))) is not None
-        and (r := cut_stamp(reference, window(s, (0, 0)))) is not None
-    ]
+    cuts = []
+    for i, star in enumerate(job.stars):
+        place, there = (window(star, shift, job.stamp) for shift in ((0, 0), job.epoch.shift))
+        t, r = cut_stamp(target, there), cut_stamp(reference, place)
+        if t is not None and r is not None:
+            cuts.append((i, t, r, place, there))
     if not cuts:
         return []
     numbers, targets, references, places, at = (list(each) for each in zip(*cuts, strict=True))
@@ -265,8 +282,8 @@ def _psfs(
     return [psf_of(result.kernel) for result in stack]
 
 
-def _middle(half: int) -> tuple[slice, slice]:
-    middle = slice(STAMP // 2 - half, STAMP // 2 + half + 1)
+def _middle(half: int, size: int) -> tuple[slice, slice]:
+    middle = slice(size // 2 - half, size // 2 + half + 1)
     return middle, middle
 
 
@@ -285,7 +302,7 @@ def _measure(
     light = (target.data.double() - reference_level(target))[use].sum()
     flux, sigma_min = math.nan, math.nan
     if psf is not None:
-        middle = _middle(half)
+        middle = _middle(half, target.shape[0])
         known = torch.from_numpy((result.flags[middle] & ~Flag.CLIPPED) == 0)
         variance = torch.where(known, sigma2[middle], torch.inf)
         flux = robust_flux(difference[middle].numpy(), psf, variance.numpy()) / result.scale

@@ -58,7 +58,9 @@ def find_stars(frame: Frame, fwhm: float) -> list[Star]:
     return [Star(int(y), int(x), float(peak)) for y, x, peak in rows]
 
 
-def choose_stars(frame: Frame, stars: Sequence[Star], fwhm: float, count: int) -> list[Star]:
+def choose_stars(
+    frame: Frame, stars: Sequence[Star], fwhm: float, count: int, stamp: int = STAMP
+) -> list[Star]:
     """Up to ``count`` of ``stars``: the brightest isolated ones, kept apart from each other.
 
     The distance kept is at first that of ``count`` stars spread evenly, and is lowered until there
@@ -71,7 +73,7 @@ def choose_stars(frame: Frame, stars: Sequence[Star], fwhm: float, count: int) -
         There is no such star.
     """
     h, w = frame.shape
-    half, reach = STAMP // 2, math.ceil(3.0 * fwhm)
+    half, reach = stamp // 2, math.ceil(3.0 * fwhm)
     near_bad = binary_dilation(frame.mask.numpy(), np.ones((2 * reach + 1, 2 * reach + 1)))
     y, x, peak = (np.array([getattr(s, name) for s in stars]) for name in ("y", "x", "peak"))
     usable = [
@@ -84,10 +86,10 @@ def choose_stars(frame: Frame, stars: Sequence[Star], fwhm: float, count: int) -
     ]
     if not usable:
         raise InputError(
-            f"{frame.name} has no bright isolated star whose stamp of {STAMP} x {STAMP} pixels "
+            f"{frame.name} has no bright isolated star whose stamp of {stamp} x {stamp} pixels "
             f"lies within its {h} x {w} pixels; choose another reference."
         )
-    spacing = math.sqrt((h - STAMP + 1.0) * (w - STAMP + 1.0) / count)
+    spacing = math.sqrt((h - stamp + 1.0) * (w - stamp + 1.0) / count)
     chosen: list[Star] = []
     while len(chosen) < min(count, len(usable)):
         for star in usable:
@@ -101,10 +103,10 @@ def choose_stars(frame: Frame, stars: Sequence[Star], fwhm: float, count: int) -
 Window = tuple[slice, slice]
 
 
-def window(star: Star, shift: tuple[int, int]) -> Window:
-    """The pixels of a stamp; the star is at (STAMP // 2, STAMP // 2) in it."""
-    top, left = star.y + shift[0] - STAMP // 2, star.x + shift[1] - STAMP // 2
-    return slice(top, top + STAMP), slice(left, left + STAMP)
+def window(star: Star, shift: tuple[int, int], stamp: int = STAMP) -> Window:
+    """The pixels of a stamp; the star is at (stamp // 2, stamp // 2) in it."""
+    top, left = star.y + shift[0] - stamp // 2, star.x + shift[1] - stamp // 2
+    return slice(top, top + stamp), slice(left, left + stamp)
 
 
 def cut_stamp(frame: Frame, place: Window) -> Frame | None:
