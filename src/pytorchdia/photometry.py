@@ -21,8 +21,8 @@ from .scene import Scene, Solved, solve_scene
 from .stars import Catalogue, StarFlag, variance_of
 
 __all__ = [
-    "Fluxes",
     "FluxFlag",
+    "Fluxes",
     "magnitudes",
     "measure_fluxes",
     "reference_fluxes",
@@ -34,7 +34,12 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _UNUSABLE = int(
-    Flag.NON_FINITE | Flag.SATURATED | Flag.MASKED | Flag.BAD_VARIANCE | Flag.REFERENCE | Flag.BORDER
+    Flag.NON_FINITE
+    | Flag.SATURATED
+    | Flag.MASKED
+    | Flag.BAD_VARIANCE
+    | Flag.REFERENCE
+    | Flag.BORDER
 )  # but not CLIPPED, because the pixels of a variable star are
 _LEAST_COVERAGE = 0.1  # share of a PSF's weight on good pixels, for a flux at all
 _BLENDED = 1.5  # error over that of the star alone
@@ -191,9 +196,7 @@ def reference_fluxes(
         catalogue.x, catalogue.y, sky_spacing=sky_spacing,
     )  # fmt: skip
     saturated = (catalogue.flags & StarFlag.SATURATED) != 0
-    return replace(
-        fluxes, flags=fluxes.flags | np.where(saturated, int(FluxFlag.SATURATED), 0)
-    )
+    return replace(fluxes, flags=fluxes.flags | np.where(saturated, int(FluxFlag.SATURATED), 0))
 
 
 def refine_positions(

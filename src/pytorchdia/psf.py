@@ -145,9 +145,9 @@ class PSFModel:
         size, step = max(pixels.shape), self.oversampling
         square = np.zeros((step * (size - 1) + 1,) * 2)
         pads = [(size - n) // 2 * step for n in pixels.shape]
-        square[
-            pads[0] : len(square) - pads[0] : step, pads[1] : len(square) - pads[1] : step
-        ] = pixels[::-1, ::-1] / scale
+        square[pads[0] : len(square) - pads[0] : step, pads[1] : len(square) - pads[1] : step] = (
+            pixels[::-1, ::-1] / scale
+        )
         return PSFModel(
             _trimmed(fftconvolve(self.table, square), step), step, self.findings, self.n_stars
         )

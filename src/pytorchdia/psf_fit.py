@@ -192,13 +192,18 @@ class _Stamp:
             gram * scale * scale[:, None] + ridge, scale * (columns.T @ (weight * values))
         )
         flux, shifts = theta[:n], theta[n : n + 2 * m].reshape(2, m)
-        moved = np.clip(shifts / np.maximum(flux[self.moves], 1e-3 * abs(flux[0]) + 1e-30), -0.3, 0.3)
+        moved = np.clip(
+            shifts / np.maximum(flux[self.moves], 1e-3 * abs(flux[0]) + 1e-30), -0.3, 0.3
+        )
         others = columns[:, 1:n] @ flux[1:n] + theta[-1]
         for k, slopes in ((0, slopes_x), (1, slopes_y)):
             others += slopes[:, 1:] @ shifts[k, 1:]
         model = columns @ theta
-        share = 1.0 / np.where(weight > 0, 1.0 / np.where(weight > 0, weight, 1.0)
-                               + (_SHAPE_ERROR * stars[:, 0] * flux[0]) ** 2, np.inf)
+        share = 1.0 / np.where(
+            weight > 0,
+            1.0 / np.where(weight > 0, weight, 1.0) + (_SHAPE_ERROR * stars[:, 0] * flux[0]) ** 2,
+            np.inf,
+        )
         core = stars[:, 0] > 0.1 * stars[:, 0].max()
         misfit = float((share * (values - model) ** 2)[core].mean())
         self.x[self.moves] += moved[0]

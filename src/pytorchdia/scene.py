@@ -242,9 +242,7 @@ def _diagonal_of_inverse(gram: csr_array, n: int) -> FloatArray:
     return variances
 
 
-def _columns(
-    stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int, int]
-) -> csr_array:
+def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int, int]) -> csr_array:
     """Stamps about the nearest pixels as the columns of a sparse matrix, (h w, n)."""
     n, half = len(stamps), stamps.shape[1] // 2
     reach = np.arange(-half, half + 1)

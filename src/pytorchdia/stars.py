@@ -99,7 +99,14 @@ class Catalogue:
 
     def to_table(self) -> Table:
         """One row per star, with units."""
-        units = {"x": "pix", "y": "pix", "flux": "adu", "flux_error": "adu", "ra": "deg", "dec": "deg"}
+        units = {
+            "x": "pix",
+            "y": "pix",
+            "flux": "adu",
+            "flux_error": "adu",
+            "ra": "deg",
+            "dec": "deg",
+        }
         table = Table({"id": self.id})
         if self.names is not None:
             table["name"] = list(self.names)
