@@ -1,0 +1,295 @@
+"""Stars and sky as one sparse linear model of an image, and its robust solution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.sparse import csr_array, diags_array, hstack, kron
+from scipy.sparse.linalg import splu
+
+from .psf import PSF
+
+__all__ = ["Core", "Scene", "Solved", "solve_scene"]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+_DENSE = 3000  # unknowns up to which the covariance is computed exactly
+_RIDGE = 1e-9  # relative, against two stars in one place
+_HUBER, _REJECT = 3.0, 6.0  # sigma
+_ROUNDS = 4
+_SHAPE_ERROR = 0.03  # of a star's light, that does not make a pixel an outlier
+
+
+@dataclass(frozen=True)
+class Core:
+    """The pixels within half a FWHM or so of each star, (n, k): indices into the flat image."""
+
+    pixels: IntArray
+    inside: BoolArray
+
+    @property
+    def leaves_frame(self) -> BoolArray:
+        """Whether some of a star's core lies outside the frame, (n,)."""
+        return ~self.inside.all(axis=1)
+
+    def total(self, image: FloatArray) -> FloatArray:
+        """Sum of an image over each core, (n,)."""
+        values: FloatArray = np.where(self.inside, image.ravel()[self.pixels], 0.0).sum(axis=1)
+        return values
+
+    def count(self, image: BoolArray) -> IntArray:
+        """Number of True pixels in each core, (n,)."""
+        values: IntArray = (self.inside & image.ravel()[self.pixels]).sum(axis=1)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image and the model that is fitted to it.
+
+    Attributes
+    ----------
+    data, weight : ndarray
+        [ADU], and 1/variance, 0 at pixels not to be used, (h, w).
+    psf : PSF
+    x, y : ndarray
+        Of the stars [pixels], (n,).
+    stars : csr_array
+        Light of each star of unit flux, (h w, n).
+    sky : csr_array
+        Weight of each node of the sky, (h w, m).
+    """
+
+    data: FloatArray
+    weight: FloatArray
+    psf: PSF
+    x: FloatArray
+    y: FloatArray
+    stars: csr_array
+    sky: csr_array
+
+    @classmethod
+    def of(
+        cls,
+        data: FloatArray,
+        weight: FloatArray,
+        psf: PSF,
+        x: FloatArray,
+        y: FloatArray,
+        sky_spacing: float | None,
+    ) -> Scene:
+        """Lay out stars and sky on the pixels of an image."""
+        stars = _columns(psf.stamps(x, y), x, y, data.shape)
+        return cls(data, weight, psf, x, y, stars, _sky(data.shape, sky_spacing))
+
+    def core(self) -> Core:
+        """The pixels within 0.7 FWHM of each star."""
+        radius = max(0.7 * self.psf.fwhm, 1.0)
+        reach = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
+        dy, dx = (a.ravel() for a in np.meshgrid(reach, reach, indexing="ij"))
+        disc = np.hypot(dy, dx) <= radius
+        return Core(*_pixels(self.x, self.y, dx[disc], dy[disc], self.data.shape))
+
+    def shifts(self, solved: Solved) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """One Gauss-Newton step of the positions: dx, dy [pixels], flux and its error, (n,).
+
+        From the residuals of the solution, each star taken alone.
+        """
+        d = 0.1
+        around = np.rint(self.x), np.rint(self.y)
+        slopes = [
+            (self.psf.stamps(self.x + a, self.y + b, around=around)
+             - self.psf.stamps(self.x - a, self.y - b, around=around)) / (2 * d)
+            for a, b in ((d, 0.0), (0.0, d))
+        ]  # fmt: skip
+        weight = np.where(solved.rejected, 0.0, self.weight).ravel()
+        g_x, g_y = (_columns(s, self.x, self.y, self.data.shape) for s in slopes)
+        residual = weight * solved.residual.ravel()
+        scaled = diags_array(weight)
+        xx, yy, xy = (
+            np.asarray((a.multiply(scaled @ b)).sum(axis=0)).ravel()
+            for a, b in ((g_x, g_x), (g_y, g_y), (g_x, g_y))
+        )
+        determinant = xx * yy - xy**2
+        enough = (determinant > 1e-6 * xx * yy) & (solved.flux > 0)
+        below = np.where(enough, determinant * solved.flux, 1.0)
+        b_x, b_y = g_x.T @ residual, g_y.T @ residual
+        step_x = np.where(enough, (yy * b_x - xy * b_y) / below, 0.0)
+        step_y = np.where(enough, (xx * b_y - xy * b_x) / below, 0.0)
+        return step_x, step_y, solved.flux, solved.error
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The fit of a scene.
+
+    Attributes
+    ----------
+    flux, error : ndarray
+        [ADU of the image], (n,).
+    blending : ndarray
+        Error over that of each star alone, on the pixels it has, (n,).
+    coverage : ndarray
+        Share of the PSF's weight that lies on good pixels, (n,).
+    sky_at_stars : ndarray
+        [ADU], (n,).
+    residual, z : ndarray
+        Image minus model [ADU], and in units of the noise, (h, w).
+    rejected : ndarray
+        Pixels without weight because they were outliers, (h, w).
+    """
+
+    flux: FloatArray
+    error: FloatArray
+    blending: FloatArray
+    coverage: FloatArray
+    sky_at_stars: FloatArray
+    residual: FloatArray
+    z: FloatArray
+    rejected: BoolArray
+
+
+def solve_scene(scene: Scene, robust: bool) -> Solved:
+    """Weighted least squares, with less weight to pixels far off if ``robust``, and then none."""
+    design = csr_array(hstack([scene.stars, scene.sky]))
+    data, weight = scene.data.ravel(), scene.weight.ravel()
+    n = scene.stars.shape[1]
+    effective = weight
+    for turn in range(_ROUNDS if robust else 1):
+        gram = _gram(design, effective)
+        theta = _solve(gram, design.T @ (effective * data))
+        residual = np.where(weight > 0, data - design @ theta, 0.0)
+        if robust and turn < _ROUNDS - 1:
+            z = np.abs(residual) / _spread(scene, weight, theta[:n])
+            cut = z > _REJECT if turn == _ROUNDS - 2 else np.zeros_like(z, dtype=bool)
+            effective = weight * np.where(cut, 0.0, np.minimum(1.0, _HUBER / np.maximum(z, _HUBER)))
+    variance = _diagonal_of_inverse(gram, n)
+    alone = np.asarray((scene.stars**2).T @ effective).ravel()
+    everywhere = np.asarray((scene.stars**2).T @ (weight > 0).astype(float)).ravel()
+    whole = (scene.psf.stamps(scene.x, scene.y) ** 2).sum(axis=(1, 2))
+    nearest = _nearest(scene)
+    return Solved(
+        flux=theta[:n],
+        error=np.sqrt(variance),
+        blending=np.sqrt(np.maximum(variance * alone, 1.0)),
+        coverage=everywhere / np.maximum(whole, 1e-300),
+        sky_at_stars=np.asarray(scene.sky[nearest] @ theta[n:]).ravel(),
+        residual=residual.reshape(scene.data.shape),
+        z=(residual * np.sqrt(weight)).reshape(scene.data.shape),
+        rejected=((effective == 0) & (weight > 0)).reshape(scene.data.shape),
+    )
+
+
+def _spread(scene: Scene, weight: FloatArray, flux: FloatArray) -> FloatArray:
+    """Standard deviation by which a pixel may be off: noise, and the PSF's share of its light."""
+    light = scene.stars @ np.abs(flux)
+    noise = np.where(weight > 0, 1.0 / np.where(weight > 0, weight, 1.0), 1.0)
+    return np.asarray(np.sqrt(noise + (_SHAPE_ERROR * light) ** 2), dtype=np.float64)
+
+
+def _gram(design: csr_array, weight: FloatArray) -> csr_array:
+    """A' W A with a little on the diagonal, so that it can always be solved."""
+    gram = csr_array(design.T @ (diags_array(weight) @ design))
+    diagonal = gram.diagonal()
+    typical = diagonal.max(initial=0.0) or 1.0
+    return csr_array(gram + diags_array(_RIDGE * diagonal + 1e-14 * typical))
+
+
+def _solve(gram: csr_array, right: FloatArray) -> FloatArray:
+    if gram.shape[0] > _DENSE:
+        return np.asarray(splu(gram.tocsc()).solve(right), dtype=np.float64)
+    dense, unit = _balanced(gram)
+    solution = cho_solve(cho_factor(dense, lower=True), unit * right)
+    return np.asarray(unit * solution, dtype=np.float64)
+
+
+def _balanced(gram: csr_array) -> tuple[FloatArray, FloatArray]:
+    """The matrix with ones on its diagonal, dense, and the unit of each unknown."""
+    unit = 1.0 / np.sqrt(gram.diagonal())
+    return gram.toarray() * unit * unit[:, None], unit
+
+
+def _diagonal_of_inverse(gram: csr_array, n: int) -> FloatArray:
+    """Variances of the first n unknowns.
+
+    Exact up to 3000 unknowns. Beyond, each star is inverted together with all that it overlaps and
+    all that these overlap, which leaves out what reaches it through more than two others.
+    """
+    if gram.shape[0] <= _DENSE:
+        dense, unit = _balanced(gram)
+        factor, info = dpotrf(dense, lower=1)
+        inverse, info = dpotri(factor, lower=1)
+        assert info == 0
+        return np.asarray((np.diag(inverse) * unit**2)[:n], dtype=np.float64)
+    variances = np.empty(n)
+    indices, starts = gram.indices, gram.indptr
+    for i in range(n):
+        near = indices[starts[i] : starts[i + 1]]
+        near = near[near < n]
+        wider = np.unique(np.concatenate([indices[starts[j] : starts[j + 1]] for j in near]))
+        dense, unit = _balanced(csr_array(gram[wider][:, wider]))
+        here = int(np.searchsorted(wider, i))
+        e = np.zeros(len(wider))
+        e[here] = 1.0
+        variances[i] = cho_solve(cho_factor(dense), e)[here] * unit[here] ** 2
+    return variances
+
+
+def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int, int]) -> csr_array:
+    """Stamps about the nearest pixels as the columns of a sparse matrix, (h w, n)."""
+    n, half = len(stamps), stamps.shape[1] // 2
+    reach = np.arange(-half, half + 1)
+    dy, dx = (a.ravel() for a in np.meshgrid(reach, reach, indexing="ij"))
+    pixels, inside = _pixels(x, y, dx, dy, shape)
+    columns = np.broadcast_to(np.arange(n)[:, None], pixels.shape)
+    values = stamps.reshape(n, -1)
+    return csr_array(
+        (values[inside], (pixels[inside], columns[inside])), shape=(shape[0] * shape[1], n)
+    )
+
+
+def _pixels(
+    x: FloatArray, y: FloatArray, dx: IntArray, dy: IntArray, shape: tuple[int, int]
+) -> tuple[IntArray, BoolArray]:
+    """Flat indices of the pixels at offsets from each star, 0 where not inside the frame."""
+    # A position may be anything finite; far from the frame it is only kept from overflowing.
+    ix = np.clip(np.rint(x), -(10**6), 10**6).astype(np.int64)[:, None] + dx
+    iy = np.clip(np.rint(y), -(10**6), 10**6).astype(np.int64)[:, None] + dy
+    inside = (ix >= 0) & (ix < shape[1]) & (iy >= 0) & (iy < shape[0])
+    return np.where(inside, iy * shape[1] + ix, 0), inside
+
+
+def _nearest(scene: Scene) -> IntArray:
+    h, w = scene.data.shape
+    iy = np.clip(np.rint(scene.y), 0, h - 1).astype(np.int64)
+    ix = np.clip(np.rint(scene.x), 0, w - 1).astype(np.int64)
+    return iy * w + ix
+
+
+def _sky(shape: tuple[int, int], spacing: float | None) -> csr_array:
+    """Bilinear interpolation between nodes: weights of each node at each pixel, (h w, m)."""
+    if spacing is None:
+        return csr_array((shape[0] * shape[1], 0))
+    rows, columns = (_tents(size, spacing) for size in shape)
+    return csr_array(kron(rows, columns))
+
+
+def _tents(size: int, spacing: float) -> csr_array:
+    n = max(1, round(size / spacing)) + 1
+    place = np.arange(size) * (n - 1) / max(size - 1, 1)
+    left = np.minimum(place.astype(np.int64), n - 2)
+    share = place - left
+    return csr_array(
+        (
+            np.concatenate([1.0 - share, share]),
+            (np.tile(np.arange(size), 2), np.concatenate([left, left + 1])),
+        ),
+        shape=(size, n),
+    )
