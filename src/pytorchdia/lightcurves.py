@@ -98,7 +98,7 @@ class LightCurve:
         return table
 
     def to_timeseries(self, zero_point: float = 25.0) -> TimeSeries:
-        """As an astropy TimeSeries; epochs without a time are left out.
+        """As an astropy TimeSeries, BJD in TDB if all epochs have it; none without a time.
 
         Raises
         ------
@@ -107,7 +107,11 @@ class LightCurve:
         """
         table = self.to_table(zero_point)
         table = table[~np.ma.getmaskarray(table["time"])]
-        scales = sorted({str(s) for s in table["time_scale"]})
+        if len(table) and not np.ma.getmaskarray(table["bjd_tdb"]).any():
+            time = Time(np.asarray(table["bjd_tdb"]), format="jd", scale="tdb")
+            table.remove_columns(["time", "time_scale", "bjd_tdb"])
+            return TimeSeries(table, time=time)
+        scales = sorted({str(s).split()[0] for s in table["time_scale"]})
         if len(scales) != 1:
             raise InputError(
                 f"The epochs of star {self.star} are on {len(scales)} time scales "

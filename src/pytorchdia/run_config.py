@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = ["Settings", "describe_settings", "load_settings"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Limit = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -91,21 +93,24 @@ class KeywordSettings(_Section):
 
 
 class QualitySettings(_Section):
-    """Limits beyond which a frame is rejected."""
+    """Limits beyond which a frame is rejected; inf, or 0 for a lower limit, switches one off."""
 
-    max_fwhm: Positive | None = Field(
-        None, description="Widest stars [pixels]; no limit if absent."
+    max_masked: Share = Field(0.6, description="Share of bad pixels.")
+    min_stars: Annotated[int, Field(ge=0)] = Field(3, description="Stars found.")
+    min_star_share: Share = Field(0.1, description="Stars found, of the season's median.")
+    max_fwhm: Limit = Field(math.inf, description="Width of the stars [pixels].")
+    max_fwhm_ratio: Limit = Field(3.0, description="Width of the stars, of the season's median.")
+    max_ellipticity: Limit = Field(0.6, description="Ellipticity of the stars, 1 - b/a.")
+    max_noise_ratio: Limit = Field(
+        10.0, description="Noise of the sky per second, of the season's median."
     )
-    max_ellipticity: Share | None = Field(
-        None, description="Largest ellipticity of the stars; no limit if absent."
+    max_sky_range: Limit = Field(
+        math.inf, description="Unevenness of the sky, as a share of its level."
     )
-    min_stars: Annotated[int, Field(ge=0)] = Field(
-        3, description="Fewest stars that a frame must show."
-    )
-    max_masked: Share = Field(0.5, description="Largest share of bad pixels.")
     min_transparency: Share = Field(
-        0.1, description="Least flux of the stars, relative to the clearest frame."
+        0.2, description="Light of the stars per second, of the season's median."
     )
+    need_time: bool = Field(True, description="Reject frames that do not say when they were taken.")
 
 
 class RegisterSettings(_Section):
@@ -161,9 +166,6 @@ class SubtractSettings(_Section):
         None, description="Prior of the kernel: evidence or none; the package's choice if absent."
     )
     device: str = Field("auto", description="auto, cpu or cuda.")
-    keep: bool = Field(
-        True, description="Keep the differences; without them a new photometry subtracts again."
-    )
 
     @model_validator(mode="after")
     def _usable(self) -> SubtractSettings:
