@@ -173,7 +173,7 @@ def _moved_flags(
 def _positions(
     matrix: FloatArray, offset: FloatArray, shape: tuple[int, int]
 ) -> tuple[FloatArray, FloatArray]:
-    """y and x on the frame of each pixel of the output."""
+    """Where on the frame, y and x, lies each pixel of the output."""
     row, column = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     return (
         matrix[0, 0] * row + matrix[0, 1] * column + offset[0],
