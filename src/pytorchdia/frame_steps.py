@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .background import PolynomialBackground
 from .config import make_likelihood, make_penalty, parse_kernel_size
 from .detection import Detections, detect_stars
+from .detections import filter_difference, find_in_difference, reference_light, systematic_share
 from .errors import Finding
 from .frame import Frame
 from .headers import Keywords, TimeKeyword
@@ -43,7 +44,7 @@ from .season_files import (
     write_frame,
 )
 from .stars import variance_of
-from .store import EPOCH, read_table, write_table
+from .store import DETECTIONS, EPOCH, read_table, write_table
 
 __all__ = [
     "Source",
@@ -149,7 +150,7 @@ def subtract_frame(
     source: Source, registration: Registration, fwhm: float | None, settings: Settings, run: Path
 ) -> Made:
     """Subtract the matched reference from a frame, region by region."""
-    reference = _reference(run / "reference.fits", _stamp(run / "reference.fits"))
+    reference, _ = reference_and_light(run)
     target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
     chosen = settings.subtract
     prior = {} if chosen.prior is None else {"penalty": make_penalty(chosen.prior, None)}
@@ -214,13 +215,25 @@ def photometry_of_frame(name: str, quality: Mapping[str, Any], settings: Setting
     }
     path = write_table(run / "photometry" / f"{name}.parquet", EPOCH, columns)
     good = fluxes.valid
+    reference = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
+    share = systematic_share(columns["flux"], columns["error"], np.nan_to_num(reference))
+    _, light = reference_and_light(run)
+    filtered = filter_difference(
+        difference, variance, stored.flags, psf, light=light, share=share
+    )
+    found = find_in_difference(
+        difference, variance, stored.flags, psf, filtered, threshold=settings.variables.threshold
+    )
+    second = write_table(run / "detections" / f"{name}.parquet", DETECTIONS, vars(found))
     values = {
+        "systematic_share": share,
+        "detections": len(found),
         "stars": len(x),
         "measured": int(good.sum()),
         "clean": int((fluxes.flags == 0).sum()),
         "median_error": float(np.median(fluxes.error[good])) if good.any() else None,
     }
-    return Made((path,), values)
+    return Made((path, second), values)
 
 
 def epoch_psf(stored: StoredDifference, run: Path) -> RegionalPSF:
@@ -237,7 +250,7 @@ def on_reference_scale(
 
     Each region is divided by its own P.
     """
-    reference = _reference(run / "reference.fits", _stamp(run / "reference.fits"))
+    reference, _ = reference_and_light(run)
     theirs = variance_of(reference)
     difference = stored.difference.astype(np.float64)
     variance = stored.variance.astype(np.float64)
@@ -324,9 +337,15 @@ def _stamp(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
+def reference_and_light(run: Path) -> tuple[Frame, FloatArray]:
+    """The reference of a run, and its light at each pixel; kept for the next frame."""
+    return _reference(run, _stamp(run / "reference.fits"))
+
+
 @lru_cache(maxsize=1)
-def _reference(path: Path, stamp: tuple[int, int]) -> Frame:
-    return read_frame(path, "reference")
+def _reference(run: Path, stamp: tuple[int, int]) -> tuple[Frame, FloatArray]:
+    reference = read_frame(run / "reference.fits", "reference")
+    return reference, reference_light(reference, read_psf(run / "psf.fits"))
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from .errors import ReadError
 from .product import replacing
 
-__all__ = ["EPOCH", "STARS", "describe", "read_table", "write_table"]
+__all__ = ["CANDIDATES", "DETECTIONS", "EPOCH", "STARS", "describe", "read_table", "write_table"]
 
 
 def _field(name: str, kind: Any, unit: str, meaning: str) -> Any:
@@ -55,8 +56,43 @@ STARS = pa.schema(
 )
 """Columns of ``stars.parquet``."""
 
+DETECTIONS = pa.schema(
+    [
+        _field("x", pa.float64(), "pix", "column on the reference"),
+        _field("y", pa.float64(), "pix", "row on the reference"),
+        _field("flux", pa.float64(), "adu", "in ADU of the reference; negative if it faded"),
+        _field("error", pa.float64(), "adu", "1-sigma error of flux"),
+        _field("significance", pa.float64(), "", "flux over error"),
+        _field("flags", pa.int32(), "", "bits of pytorchdia.detections.DetectionFlag"),
+    ]
+)
+"""Columns of ``detections/NAME.parquet``: sources in one difference."""
 
-def write_table(path: Path, schema: Any, columns: Mapping[str, Any]) -> Path:
+CANDIDATES = pa.schema(
+    [
+        _field("x", pa.float64(), "pix", "column on the reference"),
+        _field("y", pa.float64(), "pix", "row on the reference"),
+        _field("ra", pa.float64(), "deg", "right ascension; null without a WCS"),
+        _field("dec", pa.float64(), "deg", "declination; null without a WCS"),
+        _field("kind", pa.string(), "", "variable star, new source, or doubtful"),
+        _field("star", pa.int64(), "", "number of the star in stars.parquet; null if none"),
+        _field("separation", pa.float64(), "pix", "from the nearest star"),
+        _field("significance", pa.float64(), "", "of the best epoch, or of the stack"),
+        _field("false_alarms", pa.float64(), "", "as significant that noise alone would make"),
+        _field("n_epochs", pa.int32(), "", "epochs in which it was found"),
+        _field("best_frame", pa.string(), "", "where it is most significant; null: the stack"),
+        _field("flux", pa.float64(), "adu", "there, in ADU of the reference"),
+        _field("error", pa.float64(), "adu", "1-sigma error of flux"),
+        _field("in_stack", pa.bool_(), "", "whether the stack of all epochs shows it"),
+        _field("flags", pa.int32(), "", "bits of DetectionFlag that all its detections share"),
+    ]
+)
+"""Columns of ``candidates.parquet``, the most significant first."""
+
+
+def write_table(
+    path: Path, schema: Any, columns: Mapping[str, Any], rows: int | None = None
+) -> Path:
     """Write columns as one Parquet file, whole or not at all, the same bytes for the same values.
 
     Parameters
@@ -64,7 +100,10 @@ def write_table(path: Path, schema: Any, columns: Mapping[str, Any]) -> Path:
     path : Path
     schema : pyarrow.Schema
     columns : Mapping
-        An array, or one value for all rows, for each name of the schema. NaN becomes null.
+        An array, or one value for all rows, for each name of the schema. What is NaN or infinite
+        becomes null.
+    rows : int, optional
+        Their number; that of the longest column if absent.
 
     Raises
     ------
@@ -72,7 +111,7 @@ def write_table(path: Path, schema: Any, columns: Mapping[str, Any]) -> Path:
         The file cannot be written.
     """
     arrays = {name: np.asarray(columns[name]) for name in schema.names}
-    n = max((len(a) for a in arrays.values() if a.ndim), default=1)
+    n = max((len(a) for a in arrays.values() if a.ndim), default=1) if rows is None else rows
     table = pa.table(
         [_column(arrays[f.name], n, f.type) for f in schema], schema=schema
     ).replace_schema_metadata(schema.metadata)
@@ -114,9 +153,8 @@ def _column(values: np.ndarray[Any, Any], n: int, kind: Any) -> Any:
     if values.ndim == 0:
         values = np.full(n, values.item(), dtype=object)
     if values.dtype == object:
-        values = np.array([None if v is None else v for v in values], dtype=object)
-        nothing = np.array([v is None or v != v for v in values], dtype=bool)
-        return pa.array(np.where(nothing, None, values), type=kind)
+        kept = [None if isinstance(v, float) and not math.isfinite(v) else v for v in values]
+        return pa.array(kept, type=kind)
     missing = ~np.isfinite(values) if values.dtype.kind == "f" else None
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     return pa.array(native, type=kind, mask=missing)
