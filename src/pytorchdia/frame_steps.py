@@ -181,7 +181,8 @@ def subtract_frame(
         "converged": all(fit.status == "CONVERGED" for fit in fitted),
         "masked_share": float((result.flags != 0).mean()),
     }
-    return Made((path,), values, (*target.findings, *findings, *result.findings))
+    said = dict.fromkeys((*target.findings, *findings, *result.findings))
+    return Made((path,), values, tuple(said))
 
 
 def photometry_of_frame(name: str, quality: Mapping[str, Any], settings: Settings, run: Path) -> Made:

@@ -1,4 +1,4 @@
-"""The reduction of a season, from raw frames to light curves and a report."""
+"""The reduction of a season, from raw frames to light curves."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .pipeline import Executor, Progress, Summary, in_this_process, run_season
+from .pipeline import STEPS, Executor, Progress, Summary, in_this_process, run_season
 from .run_config import Settings, load_settings
 
 __all__ = ["STEPS", "reduce"]
-
-STEPS = ("register", "reference", "subtract", "photometry", "report")
 
 
 def reduce(
@@ -24,7 +22,7 @@ def reduce(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Reduce a season of frames: register, reference, subtract, photometry, report.
+    """Reduce a season of frames: register, reference, subtract, photometry.
 
     What a run that was interrupted, or one with other settings or more frames, has done already is
     not done again.
