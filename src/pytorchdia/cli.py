@@ -263,7 +263,10 @@ def main() -> None:
             raise
         code = _last_resort(error)  # one sentence, not a traceback
     if code == 130:
-        _fail(code, "Interrupted; nothing was left half written, and a season goes on where it stopped.")
+        _fail(
+            code,
+            "Interrupted; nothing was left half written, and a season goes on where it stopped.",
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -154,9 +154,7 @@ def lightcurve(
         print("\n".join(table[names].pformat(max_lines=-1, max_width=-1)))
 
 
-def _chosen(
-    curves: LightCurves, star: int | None, x: float | None, y: float | None
-) -> LightCurve:
+def _chosen(curves: LightCurves, star: int | None, x: float | None, y: float | None) -> LightCurve:
     if star is not None and x is None and y is None:
         if star not in curves:
             raise InputError(
@@ -205,7 +203,9 @@ def _show_summary(summary: Summary) -> None:
             if row.status == status:
                 text = f"[{colour}]{status}[/] {row.name} ({row.step}): {row.reason}"
                 stderr.print(text, soft_wrap=True, highlight=False)
-    counts = {s: sum(row.status == s for row in summary.rows) for s in ("done", "rejected", "failed")}
+    counts = {
+        s: sum(row.status == s for row in summary.rows) for s in ("done", "rejected", "failed")
+    }
     made = sum(to_do for _, _, to_do in summary.planned)
     stderr.print(
         f"{counts['done']} frames done, {counts['rejected']} rejected, {counts['failed']} failed; "

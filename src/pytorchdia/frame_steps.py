@@ -185,7 +185,9 @@ def subtract_frame(
     return Made((path,), values, tuple(said))
 
 
-def photometry_of_frame(name: str, quality: Mapping[str, Any], settings: Settings, run: Path) -> Made:
+def photometry_of_frame(
+    name: str, quality: Mapping[str, Any], settings: Settings, run: Path
+) -> Made:
     """Fluxes of all stars in a difference, as one Parquet part."""
     stored = read_difference(run / "differences" / f"{name}_diff.fits")
     stars = read_table(run / "stars.parquet")
@@ -219,9 +221,7 @@ def photometry_of_frame(name: str, quality: Mapping[str, Any], settings: Setting
     reference = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
     share = systematic_share(columns["flux"], columns["error"], np.nan_to_num(reference))
     _, light = reference_and_light(run)
-    filtered = filter_difference(
-        difference, variance, stored.flags, psf, light=light, share=share
-    )
+    filtered = filter_difference(difference, variance, stored.flags, psf, light=light, share=share)
     found = find_in_difference(
         difference, variance, stored.flags, psf, filtered, threshold=settings.variables.threshold
     )

@@ -125,8 +125,10 @@ def frames_as_table(rows: Sequence[FrameRow]) -> Table:
         empty = {"str": "", "float": 0.0, "int": 0, "bool": False}[kind]
         columns.append(
             MaskedColumn(
-                [empty if v is None else v for v in values], entry.name,
-                mask=[v is None for v in values], dtype=None if kind == "str" else kind,
+                [empty if v is None else v for v in values],
+                entry.name,
+                mask=[v is None for v in values],
+                dtype=None if kind == "str" else kind,
             )  # fmt: skip
         )
     return Table(columns)
@@ -162,7 +164,11 @@ def _known(state: State) -> dict[str, Any]:
     if state.step == "register":
         v = state.values
         (_, _, shift_x), (_, _, shift_y) = v["matrix"]
-        values |= {"shift_x": shift_x, "shift_y": shift_y, "registered_by": f"{v['by']}, {v['how']}"}
+        values |= {
+            "shift_x": shift_x,
+            "shift_y": shift_y,
+            "registered_by": f"{v['by']}, {v['how']}",
+        }
         values["rotation"] = _rotation(v["matrix"])
     if state.step == "photometry":
         values["stars_measured"] = state.values["measured"]

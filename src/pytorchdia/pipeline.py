@@ -399,7 +399,9 @@ class _Season:
     def _reference_names(self, laid: Mapping[str, State]) -> list[str]:
         asked = self.settings.reference.frames
         if asked:
-            by_any = {s.path.name: s.name for s in self.sources} | {s.name: s.name for s in self.sources}
+            by_any = {s.path.name: s.name for s in self.sources} | {
+                s.name: s.name for s in self.sources
+            }
             missing = [name for name in asked if by_any.get(name) not in self._states["register"]]
             if missing:
                 raise InputError(
@@ -466,7 +468,9 @@ def _digest_if(path: Path | None) -> str | None:
     try:
         return file_digest(path)
     except OSError as error:
-        raise InputError(f"{path}, named in the settings, cannot be read ({error.strerror}).") from error
+        raise InputError(
+            f"{path}, named in the settings, cannot be read ({error.strerror})."
+        ) from error
 
 
 def _log_state(state: State) -> None:
@@ -501,7 +505,9 @@ def _folder_in_use(run: Path, settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise WriteError(f"Another run is at work in {run}; wait until it has ended.") from error
+            raise WriteError(
+                f"Another run is at work in {run}; wait until it has ended."
+            ) from error
         except OSError:
             pass  # a file system without locks; two runs at once then only do work twice
         handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
@@ -512,7 +518,9 @@ def _folder_in_use(run: Path, settings: Settings) -> Iterator[None]:
         try:
             left = remove_partial_files(run)
             _log.info("run begins; %d files left by a run that was killed were removed", left)
-            write_text(run / "settings.json", settings.model_dump_json(indent=1, by_alias=True) + "\n")
+            write_text(
+                run / "settings.json", settings.model_dump_json(indent=1, by_alias=True) + "\n"
+            )
             yield
             _log.info("run ends")
         except BaseException as error:

@@ -281,8 +281,12 @@ def _together(
         flags[here] = result.flags[inside]
         fits.append(
             RegionFit(
-                region, result.kernel, result.scale, result.scale_error,
-                float(result.background.coefficients[0]), result.diagnostics.reduced_chi_square,
+                region,
+                result.kernel,
+                result.scale,
+                result.scale_error,
+                float(result.background.coefficients[0]),
+                result.diagnostics.reduced_chi_square,
                 result.status.name,
             )  # fmt: skip
         )

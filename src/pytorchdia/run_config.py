@@ -295,10 +295,10 @@ def _sentence(mistake: Any) -> str:
 def _keys(section: list[str]) -> list[str]:
     model: Any = Settings
     for part in section:
-        field = next(
-            (f for n, f in model.model_fields.items() if part in (n, f.alias)), None
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        kinds = (
+            [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         )
-        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
         if model is None:
             return []

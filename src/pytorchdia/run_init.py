@@ -136,7 +136,10 @@ def _text(
     objects = ", ".join(sorted({line.object for line in season if line.object})) or "not named"
     yield f"# {len(season)} frames of {shape} pixels, filter {chosen or 'not named'}, object {objects}."
     for line in left_out[:50]:
-        why = line.problem or f"filter {line.filter or 'not named'}, {' x '.join(map(str, line.shape))} pixels"
+        why = (
+            line.problem
+            or f"filter {line.filter or 'not named'}, {' x '.join(map(str, line.shape))} pixels"
+        )
         yield f"# Left out: {line.path.name} ({why})"
     if len(left_out) > 50:
         yield f"# Left out: {len(left_out) - 50} more files"
@@ -172,7 +175,9 @@ def _found(season: list[HeaderLine]) -> dict[tuple[str, str], tuple[Any, str] | 
         if values:
             source = next(dict(line.sources)[key] for line in season if key in dict(line.numbers))
             span = "" if min(values) == max(values) else f", {min(values):g} to {max(values):g}"
-            missing = f", not in {len(season) - len(values)} frames" if len(values) < len(season) else ""
+            missing = (
+                f", not in {len(season) - len(values)} frames" if len(values) < len(season) else ""
+            )
             found["camera", key] = (values[0], f"{source} of each frame{span}{missing}")
     return found
 
@@ -198,7 +203,9 @@ def _excluded(season: Iterable[HeaderLine], left_out: Iterable[HeaderLine]) -> t
     """
     names = {line.filter for line in season}
     return tuple(
-        line.path.name for line in left_out if line.problem or line.filter in names or not line.filter
+        line.path.name
+        for line in left_out
+        if line.problem or line.filter in names or not line.filter
     )
 
 

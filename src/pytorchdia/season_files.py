@@ -117,7 +117,8 @@ class StoredDifference:
         """The region, as an index into ``fits``, in which (or nearest to which) positions lie."""
         distance = [
             np.maximum(
-                _outside(np.asarray(x), fit.region.columns), _outside(np.asarray(y), fit.region.rows)
+                _outside(np.asarray(x), fit.region.columns),
+                _outside(np.asarray(y), fit.region.rows),
             )
             for fit in self.fits
         ]
@@ -175,8 +176,12 @@ def read_difference(path: Path) -> StoredDifference:
             columns = slice(int(row["COLUMN0"]), int(row["COLUMN1"]))
             regions.append(
                 RegionFit(
-                    Region(rows, columns, rows, columns), kernel, float(row["P"]),
-                    float(row["P_ERROR"]), float(row["BACKGROUND"]), float(row["RCHI2"]),
+                    Region(rows, columns, rows, columns),
+                    kernel,
+                    float(row["P"]),
+                    float(row["P_ERROR"]),
+                    float(row["BACKGROUND"]),
+                    float(row["RCHI2"]),
                     str(row["STATUS"]),
                 )  # fmt: skip
             )

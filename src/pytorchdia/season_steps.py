@@ -93,7 +93,9 @@ def _listed(reference: Frame, path: Path, fwhm: float) -> Catalogue:
         table = Table.read(path)
     except Exception as error:  # astropy's readers raise many kinds
         reason = " ".join(str(error).split())[:200]
-        raise ReadError(f"The list of stars {path} cannot be read as a table ({reason}).") from error
+        raise ReadError(
+            f"The list of stars {path} cannot be read as a table ({reason})."
+        ) from error
     names = {name.lower(): name for name in table.colnames}
     given = {
         key: np.asarray(table[names[key]], dtype=np.float64)
@@ -189,4 +191,3 @@ def _columns(
         ),
         **{name: each(name) for name in plain},
     }  # fmt: skip
-

@@ -28,7 +28,9 @@ EPOCH = pa.schema(
         _field("frame", pa.string(), "", "name of the frame"),
         _field("time", pa.float64(), "d", "middle of the exposure, MJD; null if not known"),
         _field("time_scale", pa.string(), "", "scale of the time, such as utc or tdb"),
-        _field("bjd_tdb", pa.float64(), "d", "middle of the exposure, BJD in TDB; null if not known"),
+        _field(
+            "bjd_tdb", pa.float64(), "d", "middle of the exposure, BJD in TDB; null if not known"
+        ),
         _field("flux", pa.float64(), "adu", "flux in the difference, in ADU of the reference"),
         _field("error", pa.float64(), "adu", "1-sigma error of flux, without that of scale"),
         _field("chi_square", pa.float64(), "", "sum of squared normalised residuals of the fit"),
