@@ -64,7 +64,7 @@ class FluxFlag(enum.IntFlag):
 
 
 _MEANINGS = {
-    FluxFlag.NO_DATA: "too little of the PSF lies on good pixels; the flux is 0, its error infinite",
+    FluxFlag.NO_DATA: "too little of the PSF lies on good pixels: flux 0, error infinite",
     FluxFlag.EDGE: "the core of the PSF leaves the frame, or the part of it that has a model",
     FluxFlag.MASKED_CORE: "bad pixels in the core of the PSF",
     FluxFlag.SATURATED: "saturated pixels in the core of the PSF, on the frame or on the reference",
@@ -111,7 +111,7 @@ class Fluxes:
     @property
     def valid(self) -> NDArray[np.bool_]:
         """Where there is a flux, (n,)."""
-        return (self.flags & FluxFlag.NO_DATA) == 0
+        return np.asarray((self.flags & FluxFlag.NO_DATA) == 0)
 
     @property
     def significance(self) -> FloatArray:

@@ -37,7 +37,7 @@ class Core:
     @property
     def leaves_frame(self) -> BoolArray:
         """Whether some of a star's core lies outside the frame, (n,)."""
-        return ~self.inside.all(axis=1)
+        return np.asarray(~self.inside.all(axis=1))
 
     def total(self, image: FloatArray) -> FloatArray:
         """Sum of an image over each core, (n,)."""
@@ -270,7 +270,7 @@ def _nearest(scene: Scene) -> IntArray:
     h, w = scene.data.shape
     iy = np.clip(np.rint(scene.y), 0, h - 1).astype(np.int64)
     ix = np.clip(np.rint(scene.x), 0, w - 1).astype(np.int64)
-    return iy * w + ix
+    return np.asarray(iy * w + ix)
 
 
 def _sky(shape: tuple[int, int], spacing: float | None) -> csr_array:
