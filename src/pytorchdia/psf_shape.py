@@ -69,7 +69,7 @@ def fit_moffat(samples: Samples, fwhm: float) -> tuple[Profile, float]:
         misfit, np.clip(start, low, high), bounds=(low, high), loss="huber",
         f_scale=_HUBER / scale, x_scale=[0.1, 0.1, 0.1, 0.1, 1.0], max_nfev=60,
     )  # fmt: skip
-    width = math.exp(best.x[1]) / (1.0 - best.x[2] ** 2 - best.x[3] ** 2) ** 0.25
+    width = float(math.exp(best.x[1]) / (1.0 - best.x[2] ** 2 - best.x[3] ** 2) ** 0.25)
     return (lambda dx, dy: profile(best.x, dx, dy)), width
 
 
