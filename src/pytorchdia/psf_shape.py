@@ -111,7 +111,7 @@ def _fit_shapelets(
         coefficients = np.linalg.solve(gram, basis.T @ (weight * residual))
         z2 = samples.weight * (residual - basis @ coefficients) ** 2
         weight = samples.weight * np.minimum(1.0, _HUBER / np.sqrt(np.maximum(z2, 1e-300)))
-    return coefficients, _huber_sum(z2)
+    return np.asarray(coefficients, dtype=np.float64), _huber_sum(z2)
 
 
 def _huber_sum(z2: FloatArray) -> float:
