@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import correlate
 
 import pytorchdia as dia
@@ -81,18 +82,13 @@ def test_an_isolated_star_reaches_the_photon_limit_of_eq_31() -> None:
     psf, variance = gaussian_psf(FWHM), np.full((60, 70), 4.0)
     got = measure_fluxes(np.zeros((60, 70)), variance, None, psf, [30.3], [30.2], scale=0.8)
     truth = scene([30.3], [30.2], [1.0])
-    import torch
-
     limit = least_flux_error(torch.from_numpy(truth), torch.from_numpy(variance), 0.8)
     assert limit < got.error[0] < 1.03 * limit  # the sky costs the rest
 
 
 def test_blends_are_told_apart_flagged_and_never_nan() -> None:
-    x, y, flux = (
-        [30.0, 32.0, 50.0, 50.0, 12.0],
-        [30.0, 30.5, 20.0, 20.0, 40.0],
-        [500, 300, 80, 0, 90],
-    )
+    x, y = [30.0, 31.2, 50.0, 50.0, 12.0], [30.0, 30.1, 20.0, 20.0, 40.0]
+    flux = [500, 300, 80, 0, 90]
     got = measure_fluxes(scene(x, y, flux), np.ones((60, 70)), None, gaussian_psf(FWHM), x, y)
     assert got.flux[[0, 1, 4]] == pytest.approx([500, 300, 90], rel=0.01)
     assert got.flux[2] + got.flux[3] == pytest.approx(80, rel=0.01)  # two stars in one place
@@ -118,27 +114,15 @@ def test_cosmic_rays_and_strangers_do_not_pull_a_star() -> None:
 def test_the_light_of_a_strong_variable_is_no_outlier() -> None:
     # The PSF is known to a few per cent only; the star is a thousand sigma.
     truth = scene([30.2], [30.4], [1e5])
-    got = measure_fluxes(
-        truth, np.full((60, 70), 25.0), None, gaussian_psf(1.03 * FWHM), [30.2], [30.4]
-    )
-    plain = measure_fluxes(
-        truth,
-        np.full((60, 70), 25.0),
-        None,
-        gaussian_psf(1.03 * FWHM),
-        [30.2],
-        [30.4],
-        robust=False,
-    )
+    psf, variance = gaussian_psf(1.03 * FWHM), np.full((60, 70), 25.0)
+    got = measure_fluxes(truth, variance, None, psf, [30.2], [30.4])
+    plain = measure_fluxes(truth, variance, None, psf, [30.2], [30.4], robust=False)
     assert not got.flags[0] & FluxFlag.REJECTED_PIXELS
     assert got.flux[0] == pytest.approx(plain.flux[0], rel=0.005)
 
 
 def test_flags_say_what_is_wrong() -> None:
-    x, y = (
-        np.array([1.0, 30.0, 50.0, 20.0, 200.0, 60.0]),
-        np.array([30.0, 30.0, 20.0, 45.0, 5.0, 50.0]),
-    )
+    x, y = [1.0, 30.0, 50.0, 20.0, 200.0, 60.0], [30.0, 30.0, 20.0, 45.0, 5.0, 50.0]
     flags = np.zeros((60, 70), dtype=np.int16)
     flags[30, 30], flags[20, 50], flags[44:47, 18:23] = Flag.MASKED, Flag.SATURATED, Flag.CLIPPED
     variance = np.ones((60, 70))
@@ -282,13 +266,12 @@ def test_injected_light_curves_come_back_without_bias() -> None:
 
 
 def test_errors_of_faint_stars_are_close_to_the_photon_limit() -> None:
-    import torch
-
     psf, rng = moffat_psf(4.0), np.random.default_rng(1)
     image = rng.standard_normal((60, 70)) * 5.0
     x, y = rng.uniform(10, 60, 12), rng.uniform(10, 50, 12)
     got = measure_fluxes(image, np.full((60, 70), 25.0), None, psf, x, y)
-    limit = least_flux_error(torch.from_numpy(psf.at(30.0, 30.0)), torch.tensor(25.0))
+    stamp = torch.from_numpy(psf.at(30.0, 30.0))
+    limit = least_flux_error(stamp, torch.full_like(stamp, 25.0))
     alone = got.blending < 1.1
     assert alone.sum() > 4
     assert (got.error[alone] < 1.2 * limit).all()

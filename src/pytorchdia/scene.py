@@ -258,7 +258,7 @@ def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int,
     dy, dx = (a.ravel() for a in np.meshgrid(reach, reach, indexing="ij"))
     pixels, inside = _pixels(x, y, dx, dy, shape)
     columns = np.broadcast_to(np.arange(n)[:, None], pixels.shape)
-    values = stamps.reshape(n, -1)
+    values = stamps.reshape(pixels.shape)
     return csr_array(
         (values[inside], (pixels[inside], columns[inside])), shape=(shape[0] * shape[1], n)
     )
