@@ -7,7 +7,9 @@ the same paths.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
         Dask is not installed, or the scheduler does not answer.
     """
     try:
-        from dask.distributed import Client, LocalCluster
+        from dask import distributed
     except ImportError as error:
         raise InputError(
             "More than one process needs Dask, which is not installed; "
@@ -48,12 +50,12 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
         ) from error
     cluster = None
     if scheduler is None:
-        cluster = LocalCluster(
+        cluster = distributed.LocalCluster(
             n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address=None
         )
     try:
         try:
-            client = Client(cluster or scheduler, timeout="30s", set_as_default=False)
+            client = distributed.Client(cluster or scheduler, timeout="30s", set_as_default=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"The scheduler {scheduler} does not answer ({error}); check its address."
@@ -73,7 +75,7 @@ class _DaskExecutor:
         self._client = client
 
     def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
-        from dask.distributed import wait
+        from dask import distributed
 
         waiting = iter(units)
         running: dict[Any, Unit] = {}
@@ -84,7 +86,7 @@ class _DaskExecutor:
                     running[self._submit(run, unit)] = unit
                 if not running:
                     return
-                done, _ = wait(list(running), return_when="FIRST_COMPLETED")
+                done, _ = distributed.wait(list(running), return_when="FIRST_COMPLETED")
                 for future in done:
                     yield self._result(run, future, running.pop(future))
         finally:
@@ -95,14 +97,13 @@ class _DaskExecutor:
         return self._client.submit(carry_out, run, unit, pure=False, retries=2)
 
     def _result(self, run: Path, future: Any, unit: Unit) -> State:
-        from dask.distributed import KilledWorker
-        from dask.distributed.client import FutureCancelledError
+        from dask import distributed
 
         try:
             state: State = future.result()
         except WriteError:
             raise
-        except (KilledWorker, FutureCancelledError) as error:
+        except (distributed.KilledWorker, asyncio.CancelledError, CancelledError) as error:
             reason = f"The workers that had it were lost ({type(error).__name__}); run it again."
             state = failed(unit, reason, retry=True)
             state.write(run)
@@ -110,9 +111,9 @@ class _DaskExecutor:
 
 
 def _plugin() -> Any:
-    from dask.distributed import WorkerPlugin
+    from dask import distributed
 
-    class OneThreadOneGPU(WorkerPlugin):
+    class OneThreadOneGPU(distributed.WorkerPlugin):  # type: ignore[misc]  # dask has no types
         """One torch thread for each worker, and one GPU where there are any."""
 
         name = "pytorchdia"

@@ -189,9 +189,10 @@ def find_in_difference(
     verdict[near] |= DetectionFlag.NEAR_BAD_PIXELS
     lobes = _opposite_lobes(found, filtered.significance, psf.fwhm)
     for i in range(len(found)):
-        ill, alone = _misfit(data, weight, psf, found.x[i], found.y[i])
-        verdict[i] |= DetectionFlag.ILL_SHAPED if ill > _ILL_SHAPED else 0
-        if lobes[i] is not None and _dipole_misfit(data, weight, psf, found, i, lobes[i]) < alone:
+        here, lobe = (float(found.x[i]), float(found.y[i])), lobes[i]
+        if _misfit(data, weight, psf, *here) > _ILL_SHAPED:
+            verdict[i] |= DetectionFlag.ILL_SHAPED
+        if lobe is not None and _is_dipole(data, weight, psf, here, lobe):
             verdict[i] |= DetectionFlag.DIPOLE
     return Detections(found.x, found.y, found.flux, found.error, found.significance, verdict)
 
@@ -241,7 +242,11 @@ def _opposite_lobes(
         against = -math.copysign(1.0, z) * window
         j, i = np.unravel_index(int(against.argmax()), against.shape)
         strong = against[j, i] > max(_LOBE, 0.2 * abs(z))
-        lobes.append((float(left + i), float(top + j)) if strong else None)
+        place = float(left + i), float(top + j)
+        near = np.hypot(found.x - place[0], found.y - place[1])
+        if near.min() < 1.0:  # it was found itself, to a fraction of a pixel
+            place = float(found.x[near.argmin()]), float(found.y[near.argmin()])
+        lobes.append(place if strong else None)
     return lobes
 
 
@@ -258,48 +263,41 @@ def _window(image: FloatArray, x: float, y: float, half: int) -> FloatArray:
     return padded
 
 
-def _misfit(
-    data: FloatArray, weight: FloatArray, psf: PSF, x: float, y: float
-) -> tuple[float, float]:
-    """How ill a source at (x, y) is fitted, per pixel of its core; and the sum over its stamp."""
+def _misfit(data: FloatArray, weight: FloatArray, psf: PSF, x: float, y: float) -> float:
+    """How ill a source at (x, y) is fitted: chi-square per pixel of its core."""
     half = math.ceil(1.5 * psf.fwhm)
     stamp, values = psf.stamps(x, y, half)[0], _window(data, x, y, half)
     w = _window(weight, x, y, half)
     flux = float((w * stamp * values).sum() / max(float((w * stamp**2).sum()), 1e-300))
-    residual = values - flux * stamp
     tolerant = w / (1.0 + w * (_PSF_ERROR * flux * stamp) ** 2)
     core = (stamp > 0.25 * stamp.max()) & (w > 0)
-    return (
-        float((tolerant * residual**2)[core].mean()) if core.any() else np.inf,
-        float((w * residual**2).sum()),
-    )
+    return float((tolerant * (values - flux * stamp) ** 2)[core].mean()) if core.any() else math.inf
 
 
-def _dipole_misfit(
+def _is_dipole(
     data: FloatArray,
     weight: FloatArray,
     psf: PSF,
-    found: Detections,
-    i: int,
-    lobe: tuple[float, float] | None,
-) -> float:
-    """The same sum for a star that has moved: two slopes of the PSF between the two lobes."""
-    assert lobe is not None
-    half, around = math.ceil(1.5 * psf.fwhm), (round(found.x[i]), round(found.y[i]))
-    values = _window(data, found.x[i], found.y[i], half).ravel()
-    w = _window(weight, found.x[i], found.y[i], half).ravel()
-    x, y, d = 0.5 * (found.x[i] + lobe[0]), 0.5 * (found.y[i] + lobe[1]), 0.25
-    columns = np.column_stack(
-        [
-            (
-                psf.stamps(x + a, y + b, half, around) - psf.stamps(x - a, y - b, half, around)
-            ).ravel()
-            for a, b in ((d, 0.0), (0.0, d))
-        ]
-    )
-    root = np.sqrt(w)
-    theta, *_ = np.linalg.lstsq(root[:, None] * columns, root * values, rcond=None)
-    return float((w * (values - columns @ theta) ** 2).sum())
+    one: tuple[float, float],
+    other: tuple[float, float],
+) -> bool:
+    """Whether a star that has moved, two slopes of the PSF, fits better than two sources."""
+    x, y = 0.5 * (one[0] + other[0]), 0.5 * (one[1] + other[1])
+    half, around, d = math.ceil(1.5 * psf.fwhm), (round(x), round(y)), 0.25
+
+    def column(x: float, y: float) -> FloatArray:
+        return psf.stamps(x, y, half, around).ravel()
+
+    root = np.sqrt(_window(weight, x, y, half).ravel())
+    values = root * _window(data, x, y, half).ravel()
+
+    def misfit(*columns: FloatArray) -> float:
+        design = root[:, None] * np.column_stack(columns)
+        theta, *_ = np.linalg.lstsq(design, values, rcond=None)
+        return float(((values - design @ theta) ** 2).sum())
+
+    moved = misfit(column(x + d, y) - column(x - d, y), column(x, y + d) - column(x, y - d))
+    return moved < misfit(column(*one), column(*other))
 
 
 def _central(psf: PSF, shape: tuple[int, int]) -> FloatArray:

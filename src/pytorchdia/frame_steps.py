@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from .background import PolynomialBackground
 from .config import make_likelihood, make_penalty, parse_kernel_size
 from .detection import Detections, detect_stars
 from .detections import filter_difference, find_in_difference, reference_light, systematic_share
-from .errors import Finding
 from .frame import Frame
 from .headers import Keywords, TimeKeyword
 from .io import as_frame
@@ -44,6 +43,7 @@ from .season_files import (
     write_frame,
 )
 from .stars import variance_of
+from .subtract import subtract
 from .store import DETECTIONS, EPOCH, read_table, write_table
 
 __all__ = [
@@ -153,14 +153,17 @@ def subtract_frame(
     reference, _ = reference_and_light(run)
     target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
     chosen = settings.subtract
-    prior = {} if chosen.prior is None else {"penalty": make_penalty(chosen.prior, None)}
-    kernel, findings = _kernel(chosen.kernel, fwhm, reference.shape)
-    result = subtract_by_regions(
-        target, reference, kernel=kernel, noise=noise,
-        regions=None if chosen.regions == "auto" else chosen.regions,
-        background=PolynomialBackground(chosen.background),
-        likelihood=make_likelihood(chosen.likelihood), device=chosen.device, **prior,
+    fit = partial(
+        subtract, background=PolynomialBackground(chosen.background),
+        likelihood=make_likelihood(chosen.likelihood), device=chosen.device,
     )  # fmt: skip
+    if chosen.prior is not None:
+        fit = partial(fit, penalty=make_penalty(chosen.prior, None))
+    kernel = _kernel(chosen.kernel, fwhm, reference.shape)
+    regions = None if chosen.regions == "auto" else chosen.regions
+    result = subtract_by_regions(
+        target, reference, kernel=kernel, noise=noise, regions=regions, fit=fit
+    )
     cards = {
         "FRAME": source.name,
         "DIAP": result.scale,
@@ -181,7 +184,7 @@ def subtract_frame(
         "converged": all(fit.status == "CONVERGED" for fit in fitted),
         "masked_share": float((result.flags != 0).mean()),
     }
-    said = dict.fromkeys((*target.findings, *findings, *result.findings))
+    said = dict.fromkeys((*target.findings, *result.findings))
     return Made((path,), values, tuple(said))
 
 
@@ -297,16 +300,14 @@ def keywords_of(settings: Settings) -> Keywords:
     )
 
 
-def _kernel(
-    size: str | int, fwhm: float | None, shape: tuple[int, int]
-) -> tuple[DeltaKernel, tuple[Finding, ...]]:
+def _kernel(size: str | int, fwhm: float | None, shape: tuple[int, int]) -> DeltaKernel:
     """The kernel asked for, or one of 9 Gaussian widths of the frame's PSF (section 3.3)."""
     given = parse_kernel_size(str(size))
     if given is not None:
-        return given, ()
+        return given
     limit = _odd(min(shape) / 3.0 - 2.0)
     chosen = min(19 if fwhm is None else max(7, _odd(9.0 * fwhm / 2.3548)), limit)
-    return DeltaKernel(chosen), ()
+    return DeltaKernel(chosen)
 
 
 def _odd(size: float) -> int:

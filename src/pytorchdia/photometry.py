@@ -13,16 +13,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.signal import oaconvolve
+from scipy.spatial import cKDTree
 
+from .detect import find_peaks, matched_filter
 from .errors import InputError, ShapeError
 from .frame import Flag, Frame
 from .psf import PSF
 from .scene import Scene, Solved, solve_scene
-from .stars import Catalogue, StarFlag, variance_of
+from .stars import Catalogue, StarFlag, catalogue_from_list, variance_of
 
 __all__ = [
     "FluxFlag",
     "Fluxes",
+    "find_hidden_stars",
     "magnitudes",
     "measure_fluxes",
     "reference_fluxes",
@@ -44,6 +47,7 @@ _UNUSABLE = int(
 _LEAST_COVERAGE = 0.1  # share of a PSF's weight on good pixels, for a flux at all
 _BLENDED = 1.5  # error over that of the star alone
 _ILL_FITTED = 4.0
+_REFERENCE_SKY = 32.0  # pixels between the nodes of the sky beneath a crowd
 
 
 class FluxFlag(enum.IntFlag):
@@ -64,7 +68,7 @@ class FluxFlag(enum.IntFlag):
 
 
 _MEANINGS = {
-    FluxFlag.NO_DATA: "too little of the PSF lies on good pixels; the flux is 0, its error infinite",
+    FluxFlag.NO_DATA: "too little of the PSF lies on good pixels: flux 0, error infinite",
     FluxFlag.EDGE: "the core of the PSF leaves the frame, or the part of it that has a model",
     FluxFlag.MASKED_CORE: "bad pixels in the core of the PSF",
     FluxFlag.SATURATED: "saturated pixels in the core of the PSF, on the frame or on the reference",
@@ -111,7 +115,7 @@ class Fluxes:
     @property
     def valid(self) -> NDArray[np.bool_]:
         """Where there is a flux, (n,)."""
-        return (self.flags & FluxFlag.NO_DATA) == 0
+        return np.asarray((self.flags & FluxFlag.NO_DATA) == 0)
 
     @property
     def significance(self) -> FloatArray:
@@ -178,7 +182,7 @@ def measure_fluxes(
 
 
 def reference_fluxes(
-    reference: Frame, psf: PSF, catalogue: Catalogue, *, sky_spacing: float = 32.0
+    reference: Frame, psf: PSF, catalogue: Catalogue, *, sky_spacing: float = _REFERENCE_SKY
 ) -> Fluxes:
     """Fluxes on the reference itself, to which those of the differences are added.
 
@@ -217,14 +221,10 @@ def refine_positions(
     max_shift : float
         [pixels].
     """
-    data, bits = reference.data.double().numpy(), reference.flags.numpy()
-    sigma2 = variance_of(reference)
-    good = np.isfinite(sigma2) & (bits == 0)
-    weight = np.divide(1.0, sigma2, out=np.zeros_like(data), where=good)
     x, y = catalogue.x.copy(), catalogue.y.copy()
     fixed = (catalogue.flags & (StarFlag.SATURATED | StarFlag.OUTSIDE)) != 0
     for _ in range(steps):
-        scene = Scene.of(np.where(good, data, 0.0), weight, psf, x, y, 32.0)
+        scene = _reference_scene(reference, psf, x, y)
         step_x, step_y, flux, error = scene.shifts(solve_scene(scene, robust=True))
         usable = ~fixed & (flux > 5.0 * error)
         x += np.where(usable, np.clip(step_x, -0.3, 0.3), 0.0)
@@ -237,6 +237,38 @@ def refine_positions(
         moved = replace(moved, ra=np.asarray(ra), dec=np.asarray(dec))
     fluxes = reference_fluxes(reference, psf, moved)
     return replace(moved, flux=fluxes.flux, flux_error=fluxes.error)
+
+
+def find_hidden_stars(
+    reference: Frame, psf: PSF, catalogue: Catalogue, *, threshold: float = 5.0
+) -> Catalogue:
+    """The catalogue with the stars that show once those it holds are taken off the reference.
+
+    Parameters
+    ----------
+    reference : Frame
+    psf : PSF
+    catalogue : Catalogue
+        Refined (:func:`refine_positions`).
+    threshold : float
+        Least significance. A new star must also hold a twentieth of the light under it, or it is
+        taken for a flaw of the PSF.
+    """
+    scene = _reference_scene(reference, psf, catalogue.x, catalogue.y)
+    solved = solve_scene(scene, robust=True)
+    variance = np.where(scene.weight > 0, 1.0 / np.where(scene.weight > 0, scene.weight, 1), np.inf)
+    stamp = psf.stamps(0.0, 0.0, min(psf.half, math.ceil(2.0 * psf.fwhm)))[0]
+    left = matched_filter(solved.residual, variance, stamp)
+    x, y = find_peaks(left.significance, threshold, max(1.0, 0.5 * psf.fwhm))
+    iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
+    light = (scene.stars @ np.maximum(solved.flux, 0.0)).reshape(scene.data.shape)
+    real = left.flux[iy, ix] * stamp.max() > 0.05 * light[iy, ix]
+    if len(catalogue) and len(x):
+        tree = cKDTree(np.column_stack([catalogue.x, catalogue.y]))
+        real &= tree.query(np.column_stack([x, y]))[0] > 0.5 * psf.fwhm
+    more = catalogue_from_list(reference, x=x[real], y=y[real], fwhm=psf.fwhm)
+    clean = (more.flags & (StarFlag.SATURATED | StarFlag.MASKED)) == 0
+    return catalogue.joined(more.chosen(clean))
 
 
 def target_variance(
@@ -282,6 +314,13 @@ def magnitudes(
     magnitude = zero_point - 2.5 * np.log10(safe)
     spread = 2.5 / math.log(10.0) * sigma / safe
     return np.where(positive, magnitude, np.nan), np.where(positive, spread, np.nan)
+
+
+def _reference_scene(reference: Frame, psf: PSF, x: FloatArray, y: FloatArray) -> Scene:
+    data, sigma2 = reference.data.double().numpy(), variance_of(reference)
+    good = np.isfinite(sigma2)
+    weight = np.divide(1.0, sigma2, out=np.zeros_like(data), where=good)
+    return Scene.of(np.where(good, data, 0.0), weight, psf, x, y, _REFERENCE_SKY)
 
 
 def _checked_positions(x: ArrayLike, y: ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .background import PolynomialBackground
 from .errors import Finding, InputError, PyTorchDIAWarning
 from .frame import Flag, Frame
 from .kernel import DeltaKernel
-from .likelihood import Gaussian, Likelihood
 from .noise import NoiseModel
-from .penalty import Penalty
-from .prior import KernelPrior
-from .solvers import Newton, Solver
 from .subtract import subtract
 from .subtraction import Subtraction
 
@@ -173,12 +168,8 @@ def subtract_by_regions(
     *,
     kernel: DeltaKernel,
     regions: int | None = None,
-    background: PolynomialBackground = PolynomialBackground(0),
     noise: NoiseModel | None = None,
-    likelihood: Likelihood = Gaussian(),
-    penalty: Penalty | KernelPrior | None = None,
-    solver: Solver = Newton(),
-    device: str = "auto",
+    fit: Callable[..., Any] = subtract,
 ) -> FrameDifference:
     """Subtract ``reference`` from ``target`` with a kernel, a P and a background for each region.
 
@@ -189,10 +180,12 @@ def subtract_by_regions(
     ----------
     target, reference : Frame
         On one pixel grid.
-    kernel, background, noise, likelihood, penalty, solver, device
+    kernel, noise
         As :func:`pytorchdia.subtract`.
     regions : int, optional
         As :func:`grid_of_regions`.
+    fit : callable
+        :func:`pytorchdia.subtract`, or a partial of it with further arguments.
 
     Raises
     ------
@@ -205,11 +198,9 @@ def subtract_by_regions(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings as well
-                fitted = subtract(
+                fitted = fit(
                     part_of(target, region), part_of(reference, region), kernel=kernel,
-                    background=background, noise=_noise_of(noise, target.shape, region),
-                    likelihood=likelihood, penalty=penalty, solver=solver, covariance=False,
-                    device=device,
+                    noise=_noise_of(noise, target.shape, region), covariance=False,
                 )  # fmt: skip
             assert isinstance(fitted, Subtraction)
             results.append(fitted)
@@ -293,8 +284,3 @@ def _together(
         for finding in result.findings:
             findings.setdefault(finding.code, finding)
     return FrameDifference(difference, variance, flags, tuple(fits), tuple(findings.values()))
-
-
-def regions_with_kernel(fits: tuple[RegionFit, ...]) -> Iterator[RegionFit]:
-    """The regions that were fitted."""
-    return (fit for fit in fits if fit.kernel is not None)

@@ -134,7 +134,8 @@ def _text(
     yield "#"
     shape = " x ".join(map(str, season[0].shape))
     objects = ", ".join(sorted({line.object for line in season if line.object})) or "not named"
-    yield f"# {len(season)} frames of {shape} pixels, filter {chosen or 'not named'}, object {objects}."
+    yield f"# {len(season)} frames of {shape} pixels, filter {chosen or 'not named'}."
+    yield f"# Object: {objects}."
     for line in left_out[:50]:
         why = (
             line.problem

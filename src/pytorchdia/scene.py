@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.sparse import csr_array, diags_array, hstack, kron
-from scipy.sparse.linalg import splu
+from scipy.linalg import cholesky
+from scipy.linalg.lapack import dpotri
+from scipy.sparse import csr_array, diags_array, eye_array, hstack, kron
+from scipy.sparse.linalg import cg
 
 from .psf import PSF
 
@@ -20,10 +20,11 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 
-_DENSE = 3000  # unknowns up to which the covariance is computed exactly
-_RIDGE = 1e-9  # relative, against two stars in one place
+_DENSE = 600  # unknowns up to which the errors are exact
+_CELL = 150  # stars whose errors are computed together beyond that
+_RIDGE = 1e-6  # relative, against two stars in one place
 _HUBER, _REJECT = 3.0, 6.0  # sigma
-_ROUNDS = 4
+_ROUNDS = 3
 _SHAPE_ERROR = 0.03  # of a star's light, that does not make a pixel an outlier
 
 
@@ -37,7 +38,7 @@ class Core:
     @property
     def leaves_frame(self) -> BoolArray:
         """Whether some of a star's core lies outside the frame, (n,)."""
-        return ~self.inside.all(axis=1)
+        return np.asarray(~self.inside.all(axis=1))
 
     def total(self, image: FloatArray) -> FloatArray:
         """Sum of an image over each core, (n,)."""
@@ -161,16 +162,21 @@ def solve_scene(scene: Scene, robust: bool) -> Solved:
     design = csr_array(hstack([scene.stars, scene.sky]))
     data, weight = scene.data.ravel(), scene.weight.ravel()
     n = scene.stars.shape[1]
-    effective = weight
-    for turn in range(_ROUNDS if robust else 1):
-        gram = _gram(design, effective)
-        theta = _solve(gram, design.T @ (effective * data))
+    effective, gram = weight, csr_array(design.T @ (diags_array(weight) @ design))
+    theta = _solve(gram, design.T @ (weight * data), np.zeros(design.shape[1]))
+    for turn in range(_ROUNDS if robust else 0):
         residual = np.where(weight > 0, data - design @ theta, 0.0)
-        if robust and turn < _ROUNDS - 1:
-            z = np.abs(residual) / _spread(scene, weight, theta[:n])
-            cut = z > _REJECT if turn == _ROUNDS - 2 else np.zeros_like(z, dtype=bool)
-            effective = weight * np.where(cut, 0.0, np.minimum(1.0, _HUBER / np.maximum(z, _HUBER)))
-    variance = _diagonal_of_inverse(gram, n)
+        z = np.abs(residual) / _spread(scene, weight, theta[:n])
+        least = 0.0 if turn == _ROUNDS - 1 else _HUBER / np.maximum(z, _HUBER)
+        factor = np.where(z > _REJECT, least, _HUBER / np.maximum(z, _HUBER))
+        changed = np.flatnonzero(weight * factor != effective)
+        rows = design[changed]
+        change = (weight * factor)[changed] - effective[changed]
+        gram = csr_array(gram + rows.T @ (diags_array(change) @ rows))
+        effective = weight * factor
+        theta = _solve(gram, design.T @ (effective * data), theta)
+    residual = np.where(weight > 0, data - design @ theta, 0.0)
+    variance = _variances(gram, scene)
     alone = np.asarray((scene.stars**2).T @ effective).ravel()
     everywhere = np.asarray((scene.stars**2).T @ (weight > 0).astype(float)).ravel()
     whole = (scene.psf.stamps(scene.x, scene.y) ** 2).sum(axis=(1, 2))
@@ -194,52 +200,55 @@ def _spread(scene: Scene, weight: FloatArray, flux: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(noise + (_SHAPE_ERROR * light) ** 2), dtype=np.float64)
 
 
-def _gram(design: csr_array, weight: FloatArray) -> csr_array:
-    """A' W A with a little on the diagonal, so that it can always be solved."""
-    gram = csr_array(design.T @ (diags_array(weight) @ design))
+def _units(gram: csr_array) -> FloatArray:
+    """Of each unknown, so that the scaled matrix has ones on its diagonal, or 0 without data."""
     diagonal = gram.diagonal()
-    typical = diagonal.max(initial=0.0) or 1.0
-    return csr_array(gram + diags_array(_RIDGE * diagonal + 1e-14 * typical))
+    least = 1e-12 * (diagonal.max(initial=0.0) or 1.0)
+    return np.asarray(1.0 / np.sqrt(np.maximum(diagonal, least)))
 
 
-def _solve(gram: csr_array, right: FloatArray) -> FloatArray:
-    if gram.shape[0] > _DENSE:
-        return np.asarray(splu(gram.tocsc()).solve(right), dtype=np.float64)
-    dense, unit = _balanced(gram)
-    solution = cho_solve(cho_factor(dense, lower=True), unit * right)
+def _solve(gram: csr_array, right: FloatArray, start: FloatArray) -> FloatArray:
+    """By conjugate gradients, which take few steps because most stars hardly overlap."""
+    unit = _units(gram)
+    scaled = csr_array(diags_array(unit) @ gram @ diags_array(unit))
+    scaled = csr_array(scaled + _RIDGE * eye_array(len(unit)))
+    solution, _ = cg(scaled, unit * right, start / unit, rtol=1e-9, maxiter=500)
     return np.asarray(unit * solution, dtype=np.float64)
 
 
-def _balanced(gram: csr_array) -> tuple[FloatArray, FloatArray]:
-    """The matrix with ones on its diagonal, dense, and the unit of each unknown."""
-    unit = 1.0 / np.sqrt(gram.diagonal())
-    return gram.toarray() * unit * unit[:, None], unit
+def _variances(gram: csr_array, scene: Scene) -> FloatArray:
+    """Of the stars' fluxes: the diagonal of the inverse, exact for up to 600 unknowns.
 
-
-def _diagonal_of_inverse(gram: csr_array, n: int) -> FloatArray:
-    """Variances of the first n unknowns.
-
-    Exact up to 3000 unknowns. Beyond, each star is inverted together with all that it overlaps and
-    all that these overlap, which leaves out what reaches it through more than two others.
+    Beyond, the frame is cut into cells, and the stars of each are inverted together with all that
+    they overlap and all that these overlap. What reaches a star through more than two others is
+    left out.
     """
+    n = len(scene.x)
     if gram.shape[0] <= _DENSE:
-        dense, unit = _balanced(gram)
-        factor, info = dpotrf(dense, lower=1)
-        inverse, info = dpotri(factor, lower=1)
-        assert info == 0
-        return np.asarray((np.diag(inverse) * unit**2)[:n], dtype=np.float64)
+        return _diagonal_of_inverse(gram)[:n]
     variances = np.empty(n)
-    indices, starts = gram.indices, gram.indptr
-    for i in range(n):
-        near = indices[starts[i] : starts[i + 1]]
-        near = near[near < n]
-        wider = np.unique(np.concatenate([indices[starts[j] : starts[j + 1]] for j in near]))
-        dense, unit = _balanced(csr_array(gram[wider][:, wider]))
-        here = int(np.searchsorted(wider, i))
-        e = np.zeros(len(wider))
-        e[here] = 1.0
-        variances[i] = cho_solve(cho_factor(dense), e)[here] * unit[here] ** 2
+    across = max(1, round(math.sqrt(n / _CELL)))
+    h, w = scene.data.shape
+    row, column = (
+        np.clip(v * across // size, 0, across - 1) for v, size in ((scene.y, h), (scene.x, w))
+    )
+    cell = (row * across + column).astype(np.int64)
+    for i in np.unique(cell):
+        mine = np.flatnonzero(cell == i)
+        near = gram[mine].indices
+        near = np.union1d(near[near < n], mine)
+        wider = np.union1d(gram[near].indices, near)
+        inverse = _diagonal_of_inverse(csr_array(gram[wider][:, wider]))
+        variances[mine] = inverse[np.searchsorted(wider, mine)]
     return variances
+
+
+def _diagonal_of_inverse(gram: csr_array) -> FloatArray:
+    unit = _units(gram)
+    dense = gram.toarray() * unit * unit[:, None]
+    np.fill_diagonal(dense, 1.0 + _RIDGE)
+    inverse, _ = dpotri(cholesky(dense, lower=True), lower=1)
+    return np.asarray(np.diag(inverse) * unit**2, dtype=np.float64)
 
 
 def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int, int]) -> csr_array:
@@ -249,7 +258,7 @@ def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int,
     dy, dx = (a.ravel() for a in np.meshgrid(reach, reach, indexing="ij"))
     pixels, inside = _pixels(x, y, dx, dy, shape)
     columns = np.broadcast_to(np.arange(n)[:, None], pixels.shape)
-    values = stamps.reshape(n, -1)
+    values = stamps.reshape(pixels.shape)
     return csr_array(
         (values[inside], (pixels[inside], columns[inside])), shape=(shape[0] * shape[1], n)
     )
@@ -270,7 +279,7 @@ def _nearest(scene: Scene) -> IntArray:
     h, w = scene.data.shape
     iy = np.clip(np.rint(scene.y), 0, h - 1).astype(np.int64)
     ix = np.clip(np.rint(scene.x), 0, w - 1).astype(np.int64)
-    return iy * w + ix
+    return np.asarray(iy * w + ix)
 
 
 def _sky(shape: tuple[int, int], spacing: float | None) -> csr_array:

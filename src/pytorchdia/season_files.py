@@ -122,7 +122,8 @@ class StoredDifference:
             )
             for fit in self.fits
         ]
-        return np.argmin(distance, axis=0)
+        nearest: NDArray[np.int64] = np.argmin(distance, axis=0)
+        return nearest
 
 
 def write_difference(
@@ -174,17 +175,9 @@ def read_difference(path: Path) -> StoredDifference:
         for row, kernel in zip(hdus["REGIONS"].data, kernels, strict=True):
             rows = slice(int(row["ROW0"]), int(row["ROW1"]))
             columns = slice(int(row["COLUMN0"]), int(row["COLUMN1"]))
-            regions.append(
-                RegionFit(
-                    Region(rows, columns, rows, columns),
-                    kernel,
-                    float(row["P"]),
-                    float(row["P_ERROR"]),
-                    float(row["BACKGROUND"]),
-                    float(row["RCHI2"]),
-                    str(row["STATUS"]),
-                )  # fmt: skip
-            )
+            place = Region(rows, columns, rows, columns)
+            numbers = (float(row[name]) for name in ("P", "P_ERROR", "BACKGROUND", "RCHI2"))
+            regions.append(RegionFit(place, kernel, *numbers, str(row["STATUS"])))
         return StoredDifference(
             np.array(hdus[0].data, np.float32), np.array(hdus["VARIANCE"].data, np.float32),
             np.array(hdus["MASK"].data, np.int16), tuple(regions),
@@ -199,7 +192,7 @@ class _opened:  # noqa: N801  # reads like a function
 
     def __enter__(self) -> Any:
         try:
-            self._file = open(self._path, "rb")  # noqa: SIM115  # closed in __exit__
+            self._file = open(self._path, "rb")  # closed in __exit__
         except OSError as error:
             raise ReadError(f"{self._path} cannot be read ({error.strerror}).") from error
         try:

@@ -81,7 +81,7 @@ def gaussian_equivalent(square: FloatArray, freedom: FloatArray) -> FloatArray:
     log_chance = -half + (freedom / 2.0 - 1.0) * np.log(half) - gammaln(freedom / 2.0)
     z = np.sqrt(np.maximum(-2.0 * log_chance, 1.0))
     z = np.sqrt(np.maximum(-2.0 * log_chance - np.log(2.0 * np.pi * z**2), 1.0))
-    return np.where(chance > 1e-290, plain, z)
+    return np.asarray(np.where(chance > 1e-290, plain, z), dtype=np.float64)
 
 
 def _calibrated(z: FloatArray, known: NDArray[np.bool_]) -> FloatArray:

@@ -164,10 +164,11 @@ def catalogue_of(run: Path) -> Catalogue:
 
 def _detections(run: Path, name: str) -> Detections:
     table = read_table(run / "detections" / f"{name}.parquet")
-    numbers = [
+    x, y, flux, error, significance = (
         np.asarray(table[c], dtype=np.float64) for c in ("x", "y", "flux", "error", "significance")
-    ]
-    return Detections(*numbers, np.asarray(table["flags"], dtype=np.int64))
+    )
+    flags = np.asarray(table["flags"], dtype=np.int64)
+    return Detections(x, y, flux, error, significance, flags)
 
 
 def _columns(

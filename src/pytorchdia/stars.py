@@ -97,6 +97,24 @@ class Catalogue:
             names=None if self.names is None else tuple(self.names[i] for i in index),
         )
 
+    def joined(self, more: Catalogue) -> Catalogue:
+        """These stars and more of them, whose ids follow on the largest of these."""
+
+        def both(name: str) -> Any:
+            mine, theirs = getattr(self, name), getattr(more, name)
+            return None if mine is None or theirs is None else np.concatenate([mine, theirs])
+
+        first = int(self.id.max(initial=0)) + 1
+        names = None
+        if self.names is not None:
+            names = (*self.names, *(more.names or ("",) * len(more)))
+        return Catalogue(
+            id=np.append(self.id, np.arange(first, first + len(more))),
+            **{name: both(name) for name in ("x", "y", "flux", "flux_error", "flags", "ra", "dec")},
+            names=names,
+            findings=self.findings,
+        )
+
     def to_table(self) -> Table:
         """One row per star, with units."""
         units = {

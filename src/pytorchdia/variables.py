@@ -221,10 +221,11 @@ class _Pool:
     @classmethod
     def of(cls, sets: Sequence[Detections], stack: int | None) -> _Pool:
         names = ("x", "y", "flux", "error", "significance", "flags")
-        columns = [np.concatenate([getattr(s, name) for s in sets]) for name in names]
-        columns[4] = np.abs(columns[4])
+        x, y, flux, error, significance, flags = (
+            np.concatenate([getattr(s, name) for s in sets]) for name in names
+        )
         epoch = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
-        return cls(*columns, epoch, stack)
+        return cls(x, y, flux, error, np.abs(significance), flags, epoch, stack)
 
     def groups(self, radius: float) -> list[NDArray[np.int64]]:
         """Disjoint groups about the most significant detections."""
@@ -263,7 +264,7 @@ def _candidate(
     separation, star = math.inf, None
     if stars is not None:
         separation, i = (float(v) for v in stars.query([x, y]))
-        star = int(catalogue.id[int(i)]) if separation <= radius else None
+        star = int(catalogue.id[int(i)]) if separation <= max(0.5 * radius, 0.5) else None
     common = int(np.bitwise_and.reduce(pool.flags[seen])) if len(seen) else 0
     doubtful = len(seen) > 0 and not len(clean)
     kind = Kind.DOUBTFUL if doubtful else Kind.VARIABLE if star is not None else Kind.NEW
