@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import grey_dilation, grey_erosion
 
 from .detection import Detections, detect_stars, star_shapes
-from .errors import Finding, InputError, ShapeError
+from .errors import Finding, InputError, RegistrationError, ShapeError
 from .frame import Detector, Flag, Frame, strips
 from .measure import default_noise
 from .noise import NoiseModel
 from .quality import FrameQuality, Limits, grade
+from .register import find_transform
+from .resample import apply_registration
 
-__all__ = ["Scaling", "choose_reference_frames", "combine", "measure_scaling"]
+__all__ = ["Scaling", "choose_reference_frames", "combine", "make_reference", "measure_scaling"]
 
 FloatArray = NDArray[np.float64]
 
@@ -87,6 +89,50 @@ def choose_reference_frames(
     assert sharpest is not None
     kept = [i for i in ranked if (qualities[i].fwhm or math.inf) <= max_widening * sharpest]
     return kept[:n_frames]
+
+
+def make_reference(frames: Sequence[Frame], *, name: str = "reference") -> Frame:
+    """Register frames onto the first one to a fraction of a pixel, and :func:`combine` them.
+
+    Unlike targets, these frames are resampled wherever a whole-pixel shift is not exact: half a
+    pixel would widen the stars of the mean. A frame that cannot be registered is left out, with a
+    finding.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        The sharpest first (:func:`choose_reference_frames`); its grid is that of the reference.
+    name : str
+        Of the result.
+    """
+    if not frames:
+        raise InputError("There are no frames to make a reference of; give at least one.")
+    first, stars = frames[0], detect_stars(frames[0])
+    registered, findings = [first], []
+    for frame in frames[1:]:
+        try:
+            registration = find_transform(frame, first, onto_stars=stars)
+        except RegistrationError as error:
+            findings.append(
+                Finding("reference-frame-left-out", f"Not in the reference: {error}", "warning")
+            )
+            continue
+        registered.append(
+            apply_registration(frame, registration.exact(first.shape), first.shape, first.wcs)
+        )
+    combined = combine(registered, name=name)
+    resampled = [
+        f.name for f in registered[1:] if any(x.code == "noise-correlated" for x in f.findings)
+    ]
+    if resampled:
+        findings.append(
+            Finding(
+                "reference-resampled",
+                f"{len(resampled)} of {len(registered)} frames of {name} were resampled by cubic "
+                "splines; the noise of neighbouring pixels is correlated in their share.",
+            )
+        )
+    return replace(combined, findings=(*combined.findings, *findings))
 
 
 def measure_scaling(frame: Frame, first: Frame, stars: Detections, radius: float) -> Scaling | None:
@@ -166,8 +212,10 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
     Returns
     -------
     Frame
-        With its variance, as far as the frames' gain or variance tells; pixels that no frame
-        covers well are flagged as they were in the first one. WCS and header are the first's.
+        With its variance, from that of the frames or from their noise models; for a resampled
+        frame without a variance of its own it is the noise before resampling, which is right for
+        sums over many pixels, such as a convolution with a kernel. Pixels that no frame covers
+        well are flagged as they were in the first one. WCS and header are the first's.
 
     Raises
     ------
@@ -225,8 +273,8 @@ def _scalings(frames: Sequence[Frame]) -> tuple[list[Frame], list[Scaling], list
             findings.append(
                 Finding(
                     "reference-frame-left-out",
-                    f"{frame.name} has fewer than 3 stars in common with {first.name}, so its scale "
-                    "is not known; it was left out of the reference.",
+                    f"{frame.name} has fewer than 3 usable stars in common with {first.name}; its "
+                    "scale is not known, and it was left out of the reference.",
                     "warning",
                 )
             )
@@ -325,7 +373,8 @@ def _outliers(
     # The median is noisy itself, most of all that of a few frames.
     count = np.maximum(good.sum(axis=0), 1)
     limit = limit * np.sqrt(1.0 + math.pi / 2.0 / count)
-    return np.abs(values - median) > limit
+    outlying: NDArray[np.bool_] = np.abs(values - median) > limit
+    return outlying
 
 
 def _flags_left(cut: Sequence[Frame], covered: NDArray[np.bool_]) -> torch.Tensor:

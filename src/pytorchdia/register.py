@@ -14,11 +14,17 @@ from .errors import Finding, RegistrationError
 from .frame import Frame
 from .matching import Match, affine, match_stars, refine
 
-__all__ = ["MAX_DRIFT", "Registration", "find_transform", "measure_flux_ratio"]
+__all__ = [
+    "MAX_DRIFT",
+    "Registration",
+    "find_transform",
+    "measure_flux_ratio",
+    "measure_transparency",
+]
 
 FloatArray = NDArray[np.float64]
 
-MAX_DRIFT = 0.2
+MAX_DRIFT = 0.05
 """Pixels that a star may stray from a whole-frame shift before a frame is resampled."""
 
 _SAME_GRID = 0.05  # pixels within which two grids are one
@@ -71,6 +77,22 @@ class Registration:
     def scale(self) -> float:
         """Pixels of the frame per pixel of the reference."""
         return math.sqrt(abs(float(np.linalg.det(self.matrix[:, :2]))))
+
+    def exact(self, shape: tuple[int, int], within: float = 0.05) -> Registration:
+        """The same, resampling unless whole pixels are exact to ``within`` a pixel everywhere.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            (h, w) of the reference.
+        within : float
+            [pixels].
+        """
+        points = _grid(shape)
+        moved = affine(self.matrix, points) - points
+        if _farthest(moved - np.rint(moved.mean(axis=0))) <= within:
+            return replace(self, how="shift")
+        return replace(self, how="resampled")
 
 
 def find_transform(
@@ -302,6 +324,20 @@ def measure_flux_ratio(
     return float(np.median(mine.flux[j[bright]] / theirs.flux[i[bright]])), len(bright)
 
 
-def with_findings(registration: Registration, *findings: Finding) -> Registration:
-    """The same registration with more to say."""
-    return replace(registration, findings=registration.findings + findings)
+def measure_transparency(
+    frame: Frame,
+    onto: Frame,
+    registration: Registration,
+    frame_stars: Detections | None = None,
+    onto_stars: Detections | None = None,
+) -> float | None:
+    """Light of matched stars per second of exposure, over that of the reference.
+
+    For :attr:`pytorchdia.quality.FrameQuality.transparency`. None with fewer than 3 stars. Frames
+    without an exposure time count as equally long.
+    """
+    found = measure_flux_ratio(frame, onto, registration, frame_stars, onto_stars)
+    if found is None:
+        return None
+    mine, theirs = frame.detector.exposure, onto.detector.exposure
+    return found[0] * (theirs / mine if mine and theirs else 1.0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from astropy.io import fits
+from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.ndimage import (
     affine_transform,
@@ -220,7 +221,7 @@ def _world(frame: Frame, wcs: Any, step: tuple[int, int] | None) -> tuple[Any, M
     if step == (0, 0) and wcs is None:
         return frame.wcs, frame.meta
     world = wcs
-    if wcs is None and step is not None and frame.wcs is not None:
+    if wcs is None and step is not None and isinstance(frame.wcs, WCS):
         world = frame.wcs.deepcopy()
         world.wcs.crpix = world.wcs.crpix - np.array(step, dtype=float)
         if world.sip is not None:
@@ -231,6 +232,6 @@ def _world(frame: Frame, wcs: Any, step: tuple[int, int] | None) -> tuple[Any, M
     header = frame.meta.copy()
     for key in {key for key in frame.meta if WCS_CARD.match(key)}:
         header.remove(key, remove_all=True)
-    if world is not None:
+    if isinstance(world, WCS):
         header.update(world.to_header(relax=True))
     return world, header

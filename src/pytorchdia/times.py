@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from astropy import units as u
 from astropy.coordinates import Angle, EarthLocation, SkyCoord
 from astropy.time import Time
 from astropy.utils.iers import conf
+from erfa import ErfaWarning
 
 from .errors import Finding
 from .frame import Frame
@@ -162,7 +164,9 @@ def _mjd_of_date(date: str, clock: Any) -> float | None:
     elif clock is not None:
         return None
     try:
-        return float(Time(date.replace(" ", "T").rstrip("Zz"), scale="utc", format="isot").mjd)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ErfaWarning)  # leap seconds to come are not known
+            return float(Time(date.replace(" ", "T").rstrip("Zz"), scale="utc", format="isot").mjd)
     except ValueError:
         return None
 
@@ -215,8 +219,15 @@ def _bjd(mjd: float, scale: str, frame: Frame) -> float | None:
     if where is None:
         return None
     # From the centre of the Earth where the site is not known: an error below 0.022 s.
-    place = site(frame.meta) or EarthLocation.from_geocentric(0.0, 0.0, 0.0, unit=u.m)
-    with conf.set_temp("auto_download", False), conf.set_temp("iers_degraded_accuracy", "ignore"):
+    place = site(frame.meta)
+    if place is None:
+        place = EarthLocation.from_geocentric(0.0, 0.0, 0.0, unit=u.m)
+    with (
+        warnings.catch_warnings(),
+        conf.set_temp("auto_download", False),
+        conf.set_temp("iers_degraded_accuracy", "ignore"),
+    ):
+        warnings.simplefilter("ignore", ErfaWarning)  # leap seconds to come are not known
         time = Time(mjd, format="mjd", scale=scale, location=place)
         delay = time.light_travel_time(where, "barycentric", ephemeris="builtin")
         return float((time.tdb + delay).jd)
