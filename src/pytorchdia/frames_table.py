@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import ascii  # noqa: A004
 from astropy.table import MaskedColumn, Table
 
 from .errors import ReadError
@@ -144,7 +145,7 @@ def read_frames(run: Path) -> Table:
     """
     path = run / "frames.ecsv"
     try:
-        return Table.read(io.StringIO(path.read_text()), format="ascii.ecsv")
+        return ascii.read(path.read_text(), format="ecsv")
     except (OSError, ValueError) as error:
         raise ReadError(
             f"{run} holds no table of frames ({path.name}), so it is no run of 'pytorchdia reduce'."

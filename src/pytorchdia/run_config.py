@@ -160,7 +160,8 @@ class SubtractSettings(_Section):
         "512 pixels wide.",
     )
     likelihood: LikelihoodName = Field(
-        LikelihoodName.GAUSSIAN, description="gaussian, huber or student-t."
+        LikelihoodName.HUBER,
+        description="gaussian, huber or student-t; the last two are not bent by variable stars.",
     )
     prior: PriorName | None = Field(
         None, description="Prior of the kernel: evidence or none; the package's choice if absent."

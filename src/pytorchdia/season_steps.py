@@ -43,7 +43,9 @@ def make_reference(
     """Combine frames into the reference; find its stars and its PSF."""
     onto = load(grid, settings)
     moved = [
-        registered(source, registration_from(values), onto.shape, onto.wcs, settings)[0]
+        registered(
+            source, registration_from(values).exact(onto.shape), onto.shape, onto.wcs, settings
+        )[0]
         for source, values in chosen
     ]
     reference = combine(moved)
