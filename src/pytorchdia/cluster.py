@@ -22,6 +22,9 @@ from .run_state import State, Unit, carry_out, failed
 
 __all__ = ["dask_executor"]
 
+PATIENCE = 30.0
+"""Seconds that a scheduler has to answer."""
+
 _AHEAD = 3  # units in hand for each worker, so that none waits; memory stays flat in their number
 
 
@@ -51,12 +54,12 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
     cluster = None
     if scheduler is None:
         cluster = distributed.LocalCluster(
-            n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address=":0"
         )
     try:
         try:
-            client = distributed.Client(cluster or scheduler, timeout="30s", set_as_default=False)
-        except (OSError, ValueError) as error:
+            client = distributed.Client(cluster or scheduler, timeout=PATIENCE, set_as_default=False)
+        except (OSError, ValueError, TimeoutError) as error:
             raise InputError(
                 f"The scheduler {scheduler} does not answer ({error}); check its address."
             ) from error
@@ -72,7 +75,7 @@ class _DaskExecutor:
     """Units in, states out, in the order in which they end."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self.client = client
 
     def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
         from dask import distributed
@@ -81,20 +84,21 @@ class _DaskExecutor:
         running: dict[Any, Unit] = {}
         try:
             while True:
-                room = _AHEAD * max(1, len(self._client.nthreads())) - len(running)
+                room = _AHEAD * max(1, len(self.client.nthreads())) - len(running)
                 for _, unit in zip(range(room), waiting, strict=False):
                     running[self._submit(run, unit)] = unit
                 if not running:
                     return
-                done, _ = distributed.wait(list(running), return_when="FIRST_COMPLETED")
+                with self.client.as_current():
+                    done, _ = distributed.wait(list(running), return_when="FIRST_COMPLETED")
                 for future in done:
                     yield self._result(run, future, running.pop(future))
         finally:
-            self._client.cancel(list(running))
+            self.client.cancel(list(running))
 
     def _submit(self, run: Path, unit: Unit) -> Any:
         # Pure means that Dask keeps results by their arguments; files may have gone since.
-        return self._client.submit(carry_out, run, unit, pure=False, retries=2)
+        return self.client.submit(carry_out, run, unit, pure=False, retries=2)
 
     def _result(self, run: Path, future: Any, unit: Unit) -> State:
         from dask import distributed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from astropy.io.fits.verify import VerifyWarning
 from astropy.table import MaskedColumn, Table
 from astropy.time import Time
 from astropy.timeseries import TimeSeries
@@ -140,7 +142,9 @@ class LightCurve:
             )
         check_writable(path, overwrite)
         with replacing(path, path.suffix) as partial:
-            self.to_table(zero_point).write(partial, format=kind, overwrite=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", VerifyWarning)  # long keywords become HIERARCH
+                self.to_table(zero_point).write(partial, format=kind, overwrite=True)
         return path
 
     def _about(self) -> dict[str, float | int | None]:
