@@ -47,7 +47,9 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
     assert list(statuses.values()) == ["done"] * 6
     here, there = (LightCurves(tmp_path / name / "run") for name in "ab")
     extra = {"states/measure/broken.json"}
-    assert set(products(there.run)) - set(products(here.run)) == extra  # nothing lost, nothing twice
+    assert (
+        set(products(there.run)) - set(products(here.run)) == extra
+    )  # nothing lost, nothing twice
     assert len(here) == len(there)
     for star in here:
         one, other = here[star], there[star]

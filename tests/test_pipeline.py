@@ -85,9 +85,9 @@ def test_the_variable_is_found_and_its_light_curve_is_the_truth(finished: Path) 
     pulls = (flux - truth - offset) / error
     assert np.abs(pulls).max() < 5
     assert np.ptp(flux) > 20 * np.median(error)
-    candidates = json.loads(
-        (finished / "run/states/variables/candidates.json").read_text()
-    )["values"]
+    candidates = json.loads((finished / "run/states/variables/candidates.json").read_text())[
+        "values"
+    ]
     assert candidates["candidates"] >= 1
     assert candidates["epochs"] == 6
 
@@ -353,7 +353,7 @@ def test_a_reference_masked_in_half(finished: Path, tmp_path: Path) -> None:
     mask[:, : SHAPE[1] // 2 - 12] = 1
     fits.PrimaryHDU(mask).writeto(folder / "bad.mask")
     (folder / "config.toml").write_text(
-        CONFIG.replace('[subtract]', 'mask = "bad.mask"\n[subtract]')
+        CONFIG.replace("[subtract]", 'mask = "bad.mask"\n[subtract]')
     )
     summary = reduce(folder / "config.toml")
     assert set(statuses(summary).values()) == {"done"}

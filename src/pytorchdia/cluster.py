@@ -58,7 +58,9 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
         )
     try:
         try:
-            client = distributed.Client(cluster or scheduler, timeout=PATIENCE, set_as_default=False)
+            client = distributed.Client(
+                cluster or scheduler, timeout=PATIENCE, set_as_default=False
+            )
         except (OSError, ValueError, TimeoutError) as error:
             raise InputError(
                 f"The scheduler {scheduler} does not answer ({error}); check its address."
