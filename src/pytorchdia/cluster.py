@@ -119,7 +119,7 @@ class _DaskExecutor:
 def _plugin() -> Any:
     from dask import distributed
 
-    class OneThreadOneGPU(distributed.WorkerPlugin):  # type: ignore[misc]  # dask has no types
+    class OneThreadOneGPU(distributed.WorkerPlugin):
         """One torch thread for each worker, and one GPU where there are any."""
 
         name = "pytorchdia"

@@ -43,8 +43,8 @@ from .season_files import (
     write_frame,
 )
 from .stars import variance_of
-from .subtract import subtract
 from .store import DETECTIONS, EPOCH, read_table, write_table
+from .subtract import subtract
 
 __all__ = [
     "Source",

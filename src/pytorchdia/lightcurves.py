@@ -141,10 +141,9 @@ class LightCurve:
                 f"{path.name} ends in none of {', '.join(_FORMATS)}; the ending tells the format."
             )
         check_writable(path, overwrite)
-        with replacing(path, path.suffix) as partial:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", VerifyWarning)  # long keywords become HIERARCH
-                self.to_table(zero_point).write(partial, format=kind, overwrite=True)
+        with replacing(path, path.suffix) as partial, warnings.catch_warnings():
+            warnings.simplefilter("ignore", VerifyWarning)  # long keywords become HIERARCH
+            self.to_table(zero_point).write(partial, format=kind, overwrite=True)
         return path
 
     def _about(self) -> dict[str, float | int | None]:

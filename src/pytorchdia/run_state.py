@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class State:
             return cls(
                 step, name, text["digest"], Outcome(text["outcome"]), text["reason"],
                 {path: (size, sha) for path, (size, sha) in text["products"].items()},
-                text["values"], tuple(Finding(**f) for f in text["findings"]), text["retry"],
+                text["values"], tuple(starmap(Finding, text["findings"])), text["retry"],
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -151,7 +152,7 @@ class State:
             "reason": self.reason,
             "products": {name: list(entry) for name, entry in self.products.items()},
             "values": dict(self.values),
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [[f.code, f.message, f.level] for f in self.findings],
             "retry": self.retry,
         }
         write_text(path, json.dumps(text, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -176,8 +176,10 @@ def read_difference(path: Path) -> StoredDifference:
             rows = slice(int(row["ROW0"]), int(row["ROW1"]))
             columns = slice(int(row["COLUMN0"]), int(row["COLUMN1"]))
             place = Region(rows, columns, rows, columns)
-            numbers = (float(row[name]) for name in ("P", "P_ERROR", "BACKGROUND", "RCHI2"))
-            regions.append(RegionFit(place, kernel, *numbers, str(row["STATUS"])))
+            scale, error, level, chi2 = (
+                float(row[name]) for name in ("P", "P_ERROR", "BACKGROUND", "RCHI2")
+            )
+            regions.append(RegionFit(place, kernel, scale, error, level, chi2, str(row["STATUS"])))
         return StoredDifference(
             np.array(hdus[0].data, np.float32), np.array(hdus["VARIANCE"].data, np.float32),
             np.array(hdus["MASK"].data, np.int16), tuple(regions),
