@@ -130,7 +130,7 @@ def frames_as_table(rows: Sequence[FrameRow]) -> Table:
                 entry.name,
                 mask=[v is None for v in values],
                 dtype=None if kind == "str" else kind,
-            )  # fmt: skip
+            )
         )
     return Table(columns)
 

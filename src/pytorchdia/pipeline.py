@@ -93,7 +93,7 @@ class Summary:
         return tuple(row for row in self.rows if row.status == "failed")
 
 
-class _PlanEnds(Exception):
+class _PlanEnds(Exception):  # noqa: N818  # no error: a dry run has said all it can
     """What comes next depends on what a dry run does not do."""
 
 

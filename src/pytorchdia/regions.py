@@ -12,12 +12,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Finding, InputError, PyTorchDIAWarning
+from .errors import Finding, InputError, PyTorchDIAWarning, TooFewPixelsError
 from .frame import Flag, Frame
 from .kernel import DeltaKernel
 from .noise import NoiseModel
@@ -148,7 +149,7 @@ def grid_of_regions(
 
 def _cuts(size: int, half: int, n: int) -> list[tuple[slice, slice]]:
     edges = [round(i * size / n) for i in range(n + 1)]
-    core = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    core = max(b - a for a, b in pairwise(edges))
     length = min(size, core + 2 * half)
     if core <= 2 * half:
         raise InputError(
@@ -156,7 +157,7 @@ def _cuts(size: int, half: int, n: int) -> list[tuple[slice, slice]]:
             f"kernel of {2 * half + 1}; use fewer regions or a smaller kernel."
         )
     found = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         start = min(max(0, a - half), size - length)
         found.append((slice(a, b), slice(start, start + length)))
     return found
@@ -196,6 +197,7 @@ def subtract_by_regions(
     results: list[Subtraction | InputError] = []
     for region in cuts:
         try:
+            _require_pixels(target, region)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings as well
                 fitted = fit(
@@ -210,6 +212,12 @@ def subtract_by_regions(
         assert isinstance(results[0], InputError)
         raise results[0]
     return _together(target, cuts, results)
+
+
+def _require_pixels(target: Frame, region: Region) -> None:
+    """The margin alone must not decide on a kernel of which nothing is used."""
+    if bool(target.mask[region.rows, region.columns].all()):
+        raise TooFewPixelsError(f"All of its pixels are masked on {target.name}.")
 
 
 def part_of(frame: Frame, region: Region) -> Frame:
@@ -279,7 +287,7 @@ def _together(
                 float(result.background.coefficients[0]),
                 result.diagnostics.reduced_chi_square,
                 result.status.name,
-            )  # fmt: skip
+            )
         )
         for finding in result.findings:
             findings.setdefault(finding.code, finding)

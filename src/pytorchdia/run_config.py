@@ -193,11 +193,12 @@ class VariableSettings(_Section):
 
 
 class Settings(_Section):
-    """All settings of a run; :func:`load_settings` reads them from a file.
+    r"""All settings of a run; :func:`load_settings` reads them from a file.
 
     Attributes
     ----------
-    run, frames, camera, keywords, quality, register, reference, stars, subtract, photometry, variables
+    run, frames, camera, keywords, quality, registration, reference, stars, subtract, photometry, \
+    variables
         The sections of the file; see :func:`describe_settings` for their keys.
     """
 
