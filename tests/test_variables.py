@@ -115,7 +115,7 @@ def test_the_share_of_light_by_which_bright_stars_scatter() -> None:
 
 
 def test_what_bright_stars_scatter_is_not_detected() -> None:
-    light = image([50.0], [50.0], [1e6]) * 4 * np.pi * SIGMA**2
+    light = image([50.0], [50.0], [1e6]) * 2 * np.pi * SIGMA**2
     difference = image([50.0], [50.0], [30 * FLUX_ERROR]) + noise(7)
     assert len(search(difference)[0]) == 1
     share = 10 * FLUX_ERROR / 1e6
@@ -172,9 +172,25 @@ def test_the_stack_is_the_weighted_mean_and_the_chi_square_about_it() -> None:
     w = 1 / error**2
     mean = (w * flux).sum(0) / w.sum(0)
     assert stack.mean_flux().flux == pytest.approx(mean)
-    assert stack.n[3, 4] == 4
+    assert stack.total.n[3, 4] == 4
     square = (w * (flux - mean) ** 2).sum(0)
-    assert stack.squares - stack.weighted**2 / stack.weight == pytest.approx(square)
+    sums = stack.noise  # no systematic error was given
+    assert sums.squares - sums.weighted**2 / sums.weight == pytest.approx(square)
+    assert np.array_equal(sums.squares, stack.total.squares)
+
+
+def test_a_varying_bright_star_is_found_where_it_is() -> None:
+    # The systematic error is largest on the star, and must not push the detection off it.
+    light = image([50.3], [49.8], [1e6]) * 2 * np.pi * SIGMA**2
+    stack = Stack()
+    for k in range(6):
+        difference = image([50.3], [49.8], [300 * FLUX_ERROR * (-1) ** k]) + noise(400 + k)
+        found, filtered = search(difference, light=light, share=20 * FLUX_ERROR / 1e6)
+        assert (found.x[0], found.y[0]) == pytest.approx((50.3, 49.8), abs=0.15)
+        assert 10 < abs(found.significance[0]) < 16
+        stack.add(filtered)
+    alone = stack_detections(stack, FWHM)
+    assert (alone.x[0], alone.y[0]) == pytest.approx((50.3, 49.8), abs=0.3)
 
 
 def season():

@@ -28,15 +28,32 @@ class Filtered:
     flux : ndarray
         [ADU], (h, w); 0 where too little of the PSF lies on good pixels.
     error : ndarray
-        [ADU], (h, w); infinite there.
+        From the noise [ADU], (h, w); infinite there.
+    systematic : ndarray, optional
+        What else the flux may be off by [ADU], (h, w).
     """
 
     flux: FloatArray
     error: FloatArray
+    systematic: FloatArray | None = None
+
+    @property
+    def total_error(self) -> FloatArray:
+        """Noise and systematic error together [ADU], (h, w)."""
+        return self.error if self.systematic is None else np.hypot(self.error, self.systematic)
 
     @property
     def significance(self) -> FloatArray:
-        """Flux in units of its error, (h, w)."""
+        """Flux in units of its total error, (h, w)."""
+        return self.flux / self.total_error
+
+    @property
+    def over_noise(self) -> FloatArray:
+        """Flux in units of its noise, (h, w).
+
+        This has its peak where the source is; that of the significance is pushed off bright stars,
+        on which the systematic error is largest.
+        """
         return self.flux / self.error
 
 

@@ -148,13 +148,11 @@ def filter_difference(
     shape = sigma2.shape
     filtered = matched_filter(difference, sigma2, _central(psf, shape))
     flux, error = filtered.flux / scale, filtered.error / scale
-    if light is not None:
-        error = np.hypot(error, share * np.maximum(light, 0.0))
     known = np.isfinite(error)
     if known.any():
         z = flux[known] / error[known]
         error = error * max(1.0, float(1.4826 * np.median(np.abs(z - np.median(z)))))
-    return Filtered(flux, error)
+    return Filtered(flux, error, None if light is None else share * np.maximum(light, 0.0))
 
 
 def find_in_difference(
@@ -199,22 +197,27 @@ def find_in_difference(
 
 def _peaks(filtered: Filtered, threshold: float, fwhm: float) -> Detections:
     """Local extremes, without the ripples round much stronger ones."""
-    z = filtered.significance
-    sides = [find_peaks(sign * z, threshold, max(1.0, 0.5 * fwhm)) for sign in (1.0, -1.0)]
+    z, sharp = filtered.significance, filtered.over_noise
+    sides = [find_peaks(sign * sharp, threshold, max(1.0, 0.5 * fwhm)) for sign in (1.0, -1.0)]
     x, y = (np.concatenate([side[k] for side in sides]) for k in (0, 1))
     iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
     order = np.argsort(-np.abs(z[iy, ix]))
     x, y, iy, ix = x[order], y[order], iy[order], ix[order]
-    strength = np.abs(z[iy, ix])
-    keep = np.ones(len(x), dtype=bool)
+    strength = np.abs(sharp[iy, ix])
+    keep = np.abs(z[iy, ix]) >= threshold
     if len(x):
         tree = cKDTree(np.column_stack([x, y]))
         for i, near in enumerate(tree.query_ball_point(np.column_stack([x, y]), 3.0 * fwhm)):
-            keep[i] = strength[i] > _RIPPLE * max(strength[j] for j in near)
+            keep[i] &= strength[i] > _RIPPLE * max(strength[j] for j in near)
     x, y, iy, ix = x[keep], y[keep], iy[keep], ix[keep]
     return Detections(
-        x, y, filtered.flux[iy, ix], filtered.error[iy, ix], z[iy, ix], np.zeros(len(x), np.int64)
-    )
+        x,
+        y,
+        filtered.flux[iy, ix],
+        filtered.total_error[iy, ix],
+        z[iy, ix],
+        np.zeros(len(x), np.int64),
+    )  # fmt: skip
 
 
 def _near(found: Detections, bad: NDArray[np.bool_], fwhm: float) -> NDArray[np.bool_]:

@@ -11,34 +11,30 @@ from scipy.stats import chi2, norm
 
 from .detect import Filtered
 
-__all__ = ["Stack", "gaussian_equivalent"]
+__all__ = ["Stack", "Sums", "gaussian_equivalent"]
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass
-class Stack:
-    """Sums over epochs of what a star at each pixel would have for a flux.
-
-    Epochs are added one by one, so that none is kept. ``n``, ``weight``, ``weighted`` and
-    ``squares`` are the sums of 1, 1/e^2, f/e^2 and f^2/e^2 over the epochs that have data, (h, w).
-    """
+class Sums:
+    """Sums over epochs of 1, 1/e^2, f/e^2 and f^2/e^2 where they have data, (h, w) each."""
 
     n: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     weight: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     weighted: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     squares: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
-    def add(self, filtered: Filtered) -> None:
-        """Add an epoch, on the scale of the reference."""
-        known = np.isfinite(filtered.error)
-        w = np.where(known, 1.0 / np.where(known, filtered.error, 1.0) ** 2, 0.0)
+    def add(self, flux: FloatArray, error: FloatArray) -> None:
+        """Add an epoch."""
+        known = np.isfinite(error)
+        w = np.where(known, 1.0 / np.where(known, error, 1.0) ** 2, 0.0)
         if not self.n.size:
             self.n, self.weight, self.weighted, self.squares = (np.zeros(w.shape) for _ in range(4))
         self.n += known
         self.weight += w
-        self.weighted += w * filtered.flux
-        self.squares += w * filtered.flux**2
+        self.weighted += w * flux
+        self.squares += w * flux**2
 
     def variability(self) -> FloatArray:
         """Significance [sigma] of the scatter of the fluxes about their mean, (h, w).
@@ -63,12 +59,34 @@ class Stack:
         )
         return _calibrated(z, self.weight > 0)
 
+    def significance(self) -> FloatArray:
+        """The larger of the two, without sign, (h, w)."""
+        return np.maximum(self.variability(), np.abs(self.mean()))
+
+
+@dataclass
+class Stack:
+    """Sums over the epochs of what a star at each pixel would have for a flux.
+
+    Epochs are added one by one, so that none is kept. ``total`` takes the total errors, which
+    decide whether there is a source, and ``noise`` those from noise alone, which tell where it is.
+    """
+
+    total: Sums = field(default_factory=Sums)
+    noise: Sums = field(default_factory=Sums)
+
+    def add(self, filtered: Filtered) -> None:
+        """Add an epoch, on the scale of the reference."""
+        self.total.add(filtered.flux, filtered.total_error)
+        self.noise.add(filtered.flux, filtered.error)
+
     def mean_flux(self) -> Filtered:
         """Weighted mean of the fluxes and its error [ADU of the reference], (h, w)."""
-        known = self.weight > 0
-        w = np.where(known, self.weight, 1.0)
+        known = self.total.weight > 0
+        w = np.where(known, self.total.weight, 1.0)
         return Filtered(
-            np.where(known, self.weighted / w, 0.0), np.where(known, 1.0 / np.sqrt(w), np.inf)
+            np.where(known, self.total.weighted / w, 0.0),
+            np.where(known, 1.0 / np.sqrt(w), np.inf),
         )
 
 

@@ -96,10 +96,11 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     threshold : float
         Least significance.
     """
-    mean = stack.mean()
-    z = np.maximum(stack.variability(), np.abs(mean))
-    x, y = find_peaks(z, threshold, max(1.0, 0.5 * fwhm))
+    z = stack.total.significance()
+    x, y = find_peaks(stack.noise.significance(), threshold, max(1.0, 0.5 * fwhm))
     iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
+    strong = z[iy, ix] >= threshold
+    x, y, iy, ix = x[strong], y[strong], iy[strong], ix[strong]
     order = np.argsort(-z[iy, ix])
     x, y, iy, ix = x[order], y[order], iy[order], ix[order]
     average = stack.mean_flux()
