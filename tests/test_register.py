@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from astropy.io import fits
-from astropy.wcs import WCS
+from astropy.wcs import WCS, Sip
 
 import pytorchdia as dia
 from pytorchdia.detection import detect_stars, star_shapes
@@ -185,8 +186,6 @@ def world(shift=(0.0, 0.0), rotation=0.0):
 
 
 def with_wcs(frame, wcs):
-    from dataclasses import replace
-
     return replace(frame, wcs=wcs, meta=wcs.to_header(), name="framed")
 
 
@@ -391,3 +390,44 @@ def test_refinement_is_that_of_a_slow_twin():
     np.testing.assert_array_equal(match.frame, distance.argmin(axis=1)[match.onto])
     assert match.residual == pytest.approx(0.1, rel=0.15)
     assert farthest(match.matrix, truth, (400, 400)) < 0.08
+
+
+def test_a_turned_frame_is_placed_the_same_way_every_time():
+    # astroalign draws its trials at random; the fit to all stars must not depend on them.
+    stars = field(13, 400, margin=60.0)
+    frame, onto = seen(stars, turned(30.0, 5.0, 4.0), seed=19), seen(stars, seed=20)
+    first, *others = [find_transform(frame, onto).matrix for _ in range(4)]
+    for other in others:
+        assert rms(first, other) < 0.01
+
+
+def test_a_registered_frame_is_subtracted_and_what_lies_outside_has_no_data():
+    shape = (90, 100)
+    stars = field(14, 60, shape, margin=20.0)
+    onto = seen(stars, shape=shape, phi=1.2, seed=21)
+    target = seen(stars, turned(0.0, 14.3, -9.2, shape=shape), shape, phi=1.6, seed=22)
+    placed = apply_registration(target, find_transform(target, onto), shape)
+    outside = ((placed.flags & dia.Flag.OUTSIDE) != 0).numpy()
+    assert 0.1 < outside.mean() < 0.4
+    result = dia.subtract(placed, onto, kernel=dia.DeltaKernel(11))
+    assert (result.difference[outside] == 0).all()
+    assert np.isinf(result.variance[outside]).all()
+    assert result.scale == pytest.approx(1.0, abs=0.02)
+    used = ~result.mask
+    assert np.std(result.difference[used] / np.sqrt(result.variance[used])) == pytest.approx(
+        1.0, abs=0.1
+    )
+
+
+def test_distortions_move_along_with_whole_pixels():
+    wcs = world()
+    wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
+    bent = np.zeros((3, 3))
+    bent[2, 0] = 1e-4
+    wcs.sip = Sip(bent, 0.5 * bent, None, None, wcs.wcs.crpix)
+    frame = dia.as_frame(fits.PrimaryHDU(np.ones((40, 50), np.float32), wcs.to_header(relax=True)))
+    shift = Registration(np.array([[1.0, 0, 12.0], [0, 1.0, -3.0]]), "shift", "stars", 9, 0.1)
+    moved = apply_registration(frame, shift, (40, 50))
+    before = frame.wcs.pixel_to_world(42.0, 7.0)
+    for there in (moved.wcs, WCS(moved.meta)):
+        assert there.pixel_to_world(30.0, 10.0).separation(before).arcsec < 1e-6
