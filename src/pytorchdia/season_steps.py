@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
+from .combining import combine
 from .detections import Detections, filter_difference
 from .errors import Finding, InputError, ReadError
 from .frame import Frame
@@ -25,7 +26,6 @@ from .frame_steps import (
 from .photometry import reference_fluxes, refine_positions
 from .psf import PSFModel
 from .psf_fit import fit_psf
-from .reference import combine
 from .run_config import Settings
 from .run_state import Made
 from .season_files import read_difference, write_frame, write_psf
