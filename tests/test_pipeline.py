@@ -134,6 +134,37 @@ def test_steps_can_be_done_one_by_one_with_the_same_result(finished: Path, tmp_p
     assert products(folder / "run") == products(finished / "run")
 
 
+def test_a_flat_field_enters_the_noise(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    fits.PrimaryHDU(np.full(SHAPE, 0.25, "f4")).writeto(folder / "flat.image")
+    (folder / "config.toml").write_text(
+        CONFIG.replace("[subtract]", 'flat = "flat.image"\n[subtract]')
+    )
+    reduce(folder / "config.toml")
+    name = "run/differences/frame001_diff.fits"
+    with fits.open(folder / name) as flat, fits.open(finished / name) as plain:
+        good = (flat["MASK"].data == 0) & (plain["MASK"].data == 0)
+        ratio = flat["VARIANCE"].data[good] / plain["VARIANCE"].data[good]
+    assert np.median(ratio) > 2  # eq 6: the photons' noise grows by 1 / F
+
+
+def test_a_list_of_stars_and_registered_frames(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    (folder / "mine.csv").write_text(f"name,x,y\nV1,{VARIABLE[0]},{VARIABLE[1]}\n")
+    (folder / "config.toml").write_text(
+        CONFIG.replace('"run"', '"run"\nkeep_registered = true') + '[stars]\nlist = "mine.csv"\n'
+    )
+    reduce(folder / "config.toml")
+    curves, before = LightCurves(folder / "run"), LightCurves(finished / "run")
+    assert list(curves.stars["name"]) == ["V1"]
+    mine, found = (c.at(*VARIABLE).epochs for c in (curves, before))
+    apart = np.abs(np.asarray(mine["flux"]) - np.asarray(found["flux"]))
+    assert (apart < 3 * np.asarray(found["error"])).all()
+    assert len(list((folder / "run/registered").glob("*.fits"))) == 6
+
+
 # Reruns.
 
 
