@@ -13,7 +13,7 @@ from astropy.io import fits
 
 from pytorchdia import InputError
 from pytorchdia.errors import ReadError, WriteError
-from pytorchdia.pipeline import sources_of
+from pytorchdia.frame_list import sources_of
 from pytorchdia.run_config import Settings, describe_settings, load_settings
 from pytorchdia.run_init import init_config, read_headers
 

@@ -7,17 +7,15 @@ changes nothing, has no more done again than it must.
 
 from __future__ import annotations
 
-import fcntl
-import fnmatch
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import InputError, WriteError
+from .errors import InputError
+from .frame_list import sources_of
 from .frame_steps import (
     Source,
     measure_frame,
@@ -31,6 +29,7 @@ from .frames_table import FrameRow, write_frames
 from .quality import FrameQuality, Grade, Limits, grade
 from .reference import choose_reference_frames
 from .run_config import Settings
+from .run_folder import folder_in_use, log
 from .run_state import (
     Outcome,
     State,
@@ -40,8 +39,6 @@ from .run_state import (
     file_digest,
     forget,
     is_done,
-    remove_partial_files,
-    write_text,
 )
 from .season_steps import find_variables, make_reference
 
@@ -54,8 +51,6 @@ _STEP_OF = {"measure": "register", "variables": "photometry"}  # those with two 
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, the number of units done, and that of all."""
-
-_log = logging.getLogger("pytorchdia.run")
 
 
 class Executor(Protocol):
@@ -123,62 +118,11 @@ def run_season(
     season = _Season(settings, run, sources, executor, progress, dry_run, only)
     if dry_run:
         return season.through(until or only)
-    with _folder_in_use(run, settings):
+    with folder_in_use(run, settings):
         try:
             return season.through(until or only)
         finally:
             season.write_table()
-
-
-def sources_of(settings: Settings) -> list[Source]:
-    """The frames that the settings name, each with a name of its own, in the order of names.
-
-    Raises
-    ------
-    InputError
-        There are none.
-    """
-    base, chosen = settings.base, settings.frames
-    companions = {settings.path(n) for n in (chosen.mask, chosen.flat, settings.stars.list)}
-    paths = sorted(
-        {path for pattern in chosen.files for path in _matching(base, pattern) if path.is_file()}
-        - {path for path in companions if path is not None}
-    )
-    run = settings.run_folder.resolve()
-    paths = [
-        path
-        for path in paths
-        if run not in path.resolve().parents
-        and not any(fnmatch.fnmatch(path.name, p) for p in chosen.exclude)
-    ]
-    if not paths:
-        raise InputError(
-            f"No file in {base} matches {', '.join(map(repr, chosen.files))} (frames.files); check "
-            "the patterns, which start from the folder of the settings."
-        )
-    stems = [_stem(path) for path in paths]
-    return [
-        Source(stem if stems.count(stem) == 1 else f"{path.parent.name}_{stem}", path)
-        for stem, path in zip(stems, paths, strict=True)
-    ]
-
-
-def _matching(base: Path, pattern: str) -> Iterator[Path]:
-    path = Path(pattern)
-    if path.is_absolute():
-        root = Path(path.anchor)
-        return root.glob(str(path.relative_to(root)))
-    parts = path.parts
-    while parts and parts[0] == "..":
-        base, parts = base.parent, parts[1:]
-    return base.glob(str(Path(*parts)))
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (".fz", ".gz", ".fits", ".fit", ".fts"):
-        name = name.removesuffix(suffix)
-    return name
 
 
 class _Season:
@@ -336,9 +280,9 @@ class _Season:
                 f"{self._only!r} needs them; do that step first."
             )
         for name in forget(self.run, step, [unit.name for unit in units]):
-            _log.info("%s %s: no longer part of the run; its products were removed", step, name)
+            log.info("%s %s: no longer part of the run; its products were removed", step, name)
         if to_do:
-            _log.info("%s: %d to do, %d done already", step, len(to_do), len(states))
+            log.info("%s: %d to do, %d done already", step, len(to_do), len(states))
             self._tell(step, len(states), len(units))
         for state in self._executor(self.run, to_do):
             states[state.name] = state
@@ -476,57 +420,9 @@ def _digest_if(path: Path | None) -> str | None:
 def _log_state(state: State) -> None:
     level = logging.WARNING if state.outcome is Outcome.FAILED else logging.INFO
     text = f": {state.reason}" if state.reason else ""
-    _log.log(level, "%s %s: %s in %.2f s%s", state.step, state.name, state.outcome.value,
+    log.log(level, "%s %s: %s in %.2f s%s", state.step, state.name, state.outcome.value,
              state.seconds, text)  # fmt: skip
     for finding in state.findings:
-        _log.info("%s %s: %s", state.step, state.name, finding)
+        log.info("%s %s: %s", state.step, state.name, finding)
     if state.details:
-        _log.error("%s", state.details)
-
-
-@contextmanager
-def _folder_in_use(run: Path, settings: Settings) -> Iterator[None]:
-    """Make the run folder, lock it, log into it.
-
-    Raises
-    ------
-    WriteError
-        It cannot be made or written, or another run is at work in it.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")  # noqa: SIM115  # held open as long as the run lasts
-    except OSError as error:
-        raise WriteError(
-            f"The run folder {run} cannot be written ({error.strerror}); choose another one "
-            "(run.folder)."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WriteError(
-                f"Another run is at work in {run}; wait until it has ended."
-            ) from error
-        except OSError:
-            pass  # a file system without locks; two runs at once then only do work twice
-        handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        level = _log.level
-        _log.addHandler(handler)
-        _log.setLevel(logging.INFO)
-        try:
-            left = remove_partial_files(run)
-            _log.info("run begins; %d files left by a run that was killed were removed", left)
-            write_text(
-                run / "settings.json", settings.model_dump_json(indent=1, by_alias=True) + "\n"
-            )
-            yield
-            _log.info("run ends")
-        except BaseException as error:
-            _log.warning("run stopped: %s: %s", type(error).__name__, error)
-            raise
-        finally:
-            _log.removeHandler(handler)
-            _log.setLevel(level)
-            handler.close()
+        log.error("%s", state.details)
