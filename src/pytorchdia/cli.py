@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, display, plot
+from . import __version__, cli_season, display, plot
 from . import options as o
 from .background import PolynomialBackground
 from .checks import require_same_shape
@@ -47,6 +47,7 @@ EXIT_CODES = {
     3: "the input cannot be used (file, frame or option)",
     4: "the output cannot be written",
     5: "the output was written, but the fit did not converge",
+    cli_season.SOME_FAILED: "the season was reduced, but some frames failed",
     130: "interrupted",
 }
 
@@ -192,6 +193,9 @@ def demo(
     raise typer.Exit(code)
 
 
+cli_season.add_commands(app)
+
+
 def main() -> None:
     """Run the command line; every error becomes one sentence and an exit code."""
     try:
@@ -212,7 +216,10 @@ def main() -> None:
             raise
         code = _last_resort(error)  # one sentence, not a traceback
     if code == 130:
-        _fail(code, "Interrupted; nothing was left half written.")
+        _fail(
+            code,
+            "Interrupted; nothing was left half written, and a season goes on where it stopped.",
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -30,7 +30,7 @@ from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
 from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header
 
-__all__ = ["as_frame", "as_frames"]
+__all__ = ["as_frame", "as_frames", "read_header"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
@@ -170,6 +170,34 @@ def as_frames(source: Any, mask: Any = None) -> tuple[list[Frame], tuple[int, ..
             frame = replace(frame, name=f"{frame.name} {number}")
         frames.append(frame)
     return frames, shape
+
+
+def read_header(
+    path: str | Path, hdu: int | str | None = None
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Keywords and shape (h, w) of the image that :func:`as_frame` would read, without its pixels.
+
+    Raises
+    ------
+    ReadError
+        The file or the HDU cannot be read as an image.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            with open(path, "rb") as file, fits.open(file, memmap=False) as hdus:
+                chosen = hdus[_choose_hdu(hdus, hdu, path.name)]
+                shape = tuple(n for n in chosen.shape if n > 1)
+                header = _with_primary(chosen.header, hdus[0].header)
+    except ReadError:
+        raise
+    except Exception as error:  # astropy raises many kinds on damaged headers
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ReadError(f"{path} cannot be read as FITS: {reason}.") from error
+    if len(shape) != 2:
+        raise ReadError(f"{path} holds an image of shape {chosen.shape}, not one of two axes.")
+    return header, (int(shape[0]), int(shape[1]))
 
 
 def _is_an_image(item: Any) -> bool:
