@@ -30,7 +30,16 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import ALL_PAIRS, PAPER_PAIRS, run_bias, run_table2
+from .experiments import (
+    ALL_PAIRS,
+    PAPER_PAIRS,
+    SCENARIOS,
+    Scenario,
+    ScenarioName,
+    real_frame_scenario,
+    run_bias,
+    run_table2,
+)
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -217,6 +226,15 @@ def experiment(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; one for each core if absent.")
     ] = None,
+    scenario: Annotated[
+        ScenarioName, typer.Option(help="What the pairs of table2 are; section 3.1 is paper.")
+    ] = ScenarioName.PAPER,
+    frame: Annotated[
+        Path | None, typer.Option(help="FITS file whose stars real-frame takes for the truth.")
+    ] = None,
+    saturation: Annotated[
+        float | None, typer.Option(help="Level [ADU] from which --frame is not to be believed.")
+    ] = None,
 ) -> None:
     """Rerun an experiment of the paper: a CSV table, a page beside the paper's numbers, a picture.
 
@@ -226,6 +244,9 @@ def experiment(
         raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
     if name is ExperimentName.BIAS and (quick or pairs or workers):
         raise InputError("--quick, --pairs and --workers do nothing with bias; leave them out.")
+    if name is ExperimentName.BIAS and scenario is not ScenarioName.PAPER:
+        raise InputError("--scenario does nothing with bias; leave it out.")
+    chosen = _scenario(scenario, frame, saturation)
     folder = Path(f"pytorchdia-{name}") if folder is None else folder
     count = 128 if quick else ALL_PAIRS if pairs is None else pairs
     with display.progress_bar(f"{name}") as report:
@@ -233,10 +254,21 @@ def experiment(
             if name is ExperimentName.BIAS:
                 run_bias(folder, progress=report)
             else:
-                run_table2(folder, count, workers=workers, progress=report)
+                run_table2(folder, count, chosen, workers=workers, progress=report)
         except OSError as error:
             raise WriteError(f"{folder} cannot be written: {error}.") from error
     display.stderr.print(f"Results are in {folder}; read {name}.md first.")
+
+
+def _scenario(name: ScenarioName, frame: Path | None, saturation: float | None) -> Scenario:
+    """The scenario of that name, with the frame that one of them needs."""
+    if name is ScenarioName.REAL_FRAME:
+        if frame is None:
+            raise InputError("The scenario real-frame needs a frame; give it with --frame FILE.")
+        return real_frame_scenario(frame, saturation)
+    if frame is not None or saturation is not None:
+        raise InputError("--frame and --saturation are for --scenario real-frame only.")
+    return SCENARIOS[name]
 
 
 def main() -> None:
