@@ -257,7 +257,8 @@ def experiment(
                 run_table2(folder, count, chosen, workers=workers, progress=report)
         except OSError as error:
             raise WriteError(f"{folder} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {folder}; read {name}.md first.")
+    home = folder if chosen.is_the_papers else folder / chosen.name
+    display.stderr.print(f"Results are in {home}; read {name}.md first.")
 
 
 def _scenario(name: ScenarioName, frame: Path | None, saturation: float | None) -> Scenario:

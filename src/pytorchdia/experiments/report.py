@@ -57,7 +57,8 @@ def write_page(summaries: Sequence[CellValue], scenario: Scenario, path: Path) -
             "errors in parentheses; P is told over the true P.",
         ]
     for metric, digits in (METRICS | _MORE).items():
-        lines += ["", *_table(summaries, scenario, metric, digits)]
+        if table := _table(summaries, scenario, metric, digits):
+            lines += ["", *table]
     write_text("\n".join([*lines, ""]), path)
 
 
