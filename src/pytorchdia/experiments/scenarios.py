@@ -168,7 +168,9 @@ def _scaled(pair: SimulatedPair, scale: float) -> Case:
 def asymmetric(seed: int) -> Case:
     """A lopsided kernel off the centre, with the width of its main part in place of phi_K."""
     kernel, phi_k = lopsided_kernel(np.random.default_rng([seed, 2]))
-    return Case(replace(simulate_with_kernel(seed, kernel), phi_k=phi_k), kernel=kernel)
+    pair = simulate_with_kernel(seed, kernel)
+    changed = replace(pair, phi_k=phi_k, phi_i=math.hypot(pair.phi_r, phi_k))
+    return Case(changed, kernel=kernel)
 
 
 def lopsided_kernel(rng: np.random.Generator, size: int = 19) -> tuple[FloatArray, float]:
