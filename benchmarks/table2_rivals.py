@@ -1,7 +1,7 @@
 """Other packages on the pairs of Table 2: error against the truth, fit quality and photometry.
 
-The claim: on the pairs of section 3.1 the prior's model is closer to the noiseless target than
-that of any other package that can be installed here, whether it is told the seeing or not.
+The question: whose model is closest to the noiseless target on the pairs of section 3.1, and whose
+photometry is least biased.
 
     python benchmarks/table2_rivals.py --pairs 200 \\
         --python benchmarks/rivals/.venv/bin/python benchmarks/rivals/.venv312/bin/python
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--python", nargs="*", default=[], help="interpreters with rivals")
+    parser.add_argument("--rivals", nargs="+", default=NAMES)
     parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     low, high = SNR_REGIMES[0][0], SNR_REGIMES[-1][1]
@@ -61,7 +62,7 @@ def main() -> None:
     for python in arguments.python:
         rivals = Rivals(Path(python).absolute())
         known = rivals.ask(list=True)["rivals"]
-        for name in NAMES:
+        for name in arguments.rivals:
             if known[name]["ok"]:
                 versions[name] = known[name]["version"]
                 measured[name] = theirs(rivals, name, cases)
