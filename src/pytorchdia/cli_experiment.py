@@ -17,6 +17,10 @@ from .experiments import (
     PAPER_STARS,
     QUICK_EPOCHS,
     QUICK_STARS,
+    SCENARIOS,
+    Scenario,
+    ScenarioName,
+    real_frame_scenario,
     run_bias,
     run_layers,
     run_real,
@@ -63,13 +67,35 @@ def table2(
         bool, typer.Option("--quick", help=f"{QUICK_PAIRS} pairs: about a minute.")
     ] = False,
     workers: Workers = None,
+    scenario: Annotated[
+        ScenarioName, typer.Option(help="What the pairs are; paper is section 3.1.")
+    ] = ScenarioName.PAPER,
+    frame: Annotated[
+        Path | None, typer.Option(help="FITS file whose stars real-frame takes for the truth.")
+    ] = None,
+    saturation: Annotated[
+        float | None, typer.Option(help="Level [ADU] from which --frame is not to be believed.")
+    ] = None,
 ) -> None:
     """The simulated image tests: Table 2 and Figure 3 (section 3.3)."""
     if quick and pairs is not None:
         raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
     count = QUICK_PAIRS if quick else ALL_PAIRS if pairs is None else pairs
-    with _results("table2", folder) as (place, report):
-        run_table2(place, count, workers=workers, progress=report)
+    chosen = _scenario(scenario, frame, saturation)
+    inner = "" if chosen.is_the_papers else f"{chosen.name}/"
+    with _results("table2", folder, inner) as (place, report):
+        run_table2(place, count, chosen, workers=workers, progress=report)
+
+
+def _scenario(name: ScenarioName, frame: Path | None, saturation: float | None) -> Scenario:
+    """The scenario of that name, with the frame that one of them needs."""
+    if name is ScenarioName.REAL_FRAME:
+        if frame is None:
+            raise InputError("The scenario real-frame needs a frame; give it with --frame FILE.")
+        return real_frame_scenario(frame, saturation)
+    if frame is not None or saturation is not None:
+        raise InputError("--frame and --saturation are for --scenario real-frame only.")
+    return SCENARIOS[name]
 
 
 @app.command()
@@ -126,7 +152,9 @@ def cudnn(folder: Folder = None, quick: Quick = False) -> None:
 
 
 @contextmanager
-def _results(name: str, folder: Path | None) -> Iterator[tuple[Path, Callable[[int, int], None]]]:
+def _results(
+    name: str, folder: Path | None, inner: str = ""
+) -> Iterator[tuple[Path, Callable[[int, int], None]]]:
     """The folder of an experiment and its progress bar; says at the end where to look."""
     place = Path(f"pytorchdia-{name}") if folder is None else folder
     with display.progress_bar(name) as report:
@@ -134,4 +162,4 @@ def _results(name: str, folder: Path | None) -> Iterator[tuple[Path, Callable[[i
             yield place, report
         except OSError as error:
             raise WriteError(f"{place} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {place}; read {name}.md first.")
+    display.stderr.print(f"Results are in {place}; read {inner}{name}.md first.")

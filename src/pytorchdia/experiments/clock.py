@@ -7,13 +7,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-from .. import __version__
 
 __all__ = ["clocked", "machine", "settled", "take_turns"]
 
@@ -79,7 +78,7 @@ def machine() -> dict[str, Any]:
         ]
         cpu = names[0] if names else cpu
     return {
-        "pytorchdia": __version__,
+        "pytorchdia": version("pytorchdia"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
