@@ -13,15 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, display, plot
+from . import __version__, cli_season, display, plot
 from . import options as o
 from .background import PolynomialBackground
 from .checks import require_same_shape
+from .cli_experiment import app as experiments
 from .config import (
     DtypeName,
-    ExperimentName,
     LikelihoodName,
-    PriorName,
     SolverName,
     make_likelihood,
     make_penalty,
@@ -30,7 +29,6 @@ from .config import (
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import ALL_PAIRS, PAPER_PAIRS, run_bias, run_table2
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
@@ -49,6 +47,7 @@ EXIT_CODES = {
     3: "the input cannot be used (file, frame or option)",
     4: "the output cannot be written",
     5: "the output was written, but the fit did not converge",
+    cli_season.SOME_FAILED: "the season was reduced, but some frames failed",
     130: "interrupted",
 }
 
@@ -60,6 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(experiments, name="experiment")
 
 
 @app.callback(invoke_without_command=True)
@@ -98,7 +98,7 @@ def subtract(
     reference_exposure: o.ReferenceExposure = None,
     kernel_size: o.KernelSize = "auto",
     background_degree: o.BackgroundDegree = 0,
-    prior: o.Prior = PriorName.NONE,
+    prior: o.Prior = None,
     laplacian: o.Laplacian = None,
     likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
     huber_c: o.HuberC = None,
@@ -193,50 +193,7 @@ def demo(
     raise typer.Exit(code)
 
 
-@app.command()
-def experiment(
-    name: Annotated[
-        ExperimentName,
-        typer.Argument(
-            help="bias: known transformations (section 3.4); table2: the simulated image tests "
-            "(section 3.3)."
-        ),
-    ],
-    folder: Annotated[
-        Path | None, typer.Argument(help="Where results go; pytorchdia-NAME if absent.")
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Simulated pairs, of which seven in ten have an SNR within the paper's table; "
-            f"{ALL_PAIRS} if absent, for the paper's {PAPER_PAIRS} in the table.",
-        ),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="128 pairs: about a minute.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one for each core if absent.")
-    ] = None,
-) -> None:
-    """Rerun an experiment of the paper: a CSV table, a page beside the paper's numbers, a picture.
-
-    A run that was interrupted goes on where it stopped; one with more pairs adds what is missing.
-    """
-    if quick and pairs is not None:
-        raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
-    if name is ExperimentName.BIAS and (quick or pairs or workers):
-        raise InputError("--quick, --pairs and --workers do nothing with bias; leave them out.")
-    folder = Path(f"pytorchdia-{name}") if folder is None else folder
-    count = 128 if quick else ALL_PAIRS if pairs is None else pairs
-    with display.progress_bar(f"{name}") as report:
-        try:
-            if name is ExperimentName.BIAS:
-                run_bias(folder, progress=report)
-            else:
-                run_table2(folder, count, workers=workers, progress=report)
-        except OSError as error:
-            raise WriteError(f"{folder} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {folder}; read {name}.md first.")
+cli_season.add_commands(app)
 
 
 def main() -> None:
@@ -259,7 +216,10 @@ def main() -> None:
             raise
         code = _last_resort(error)  # one sentence, not a traceback
     if code == 130:
-        _fail(code, "Interrupted; nothing was left half written.")
+        _fail(
+            code,
+            "Interrupted; nothing was left half written, and a season goes on where it stopped.",
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 
