@@ -118,14 +118,14 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an element of the page, its ids made its own, its ink the page's."""
     file = io.StringIO()
     settings = {
-        "svg.hashsalt": name, "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
+        "svg.hashsalt": name, "savefig.dpi": 144, "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
         "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
         "ytick.color": _INK, "axes.facecolor": "none", "legend.framealpha": 0.0,
     }  # fmt: skip
     with rc_context(settings):
         _ink(figure)
         FigureCanvasSVG(figure).print_svg(
-            file, dpi=144, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
     text = file.getvalue()
     text = text[text.index("<svg") :].strip()

@@ -78,7 +78,8 @@ def make_report(
         The page cannot be written.
     """
     curves = LightCurves(run)
-    candidates: list[dict[str, Any]] = read_table(run / "candidates.parquet").to_pylist()
+    found = run / "candidates.parquet"
+    candidates: list[dict[str, Any]] = read_table(found).to_pylist() if found.exists() else []
     reference, _ = reference_and_light(run)
     image = np.where(reference.mask.numpy(), np.nan, reference.data.numpy())
     made = State.read(run, "reference", "reference")
