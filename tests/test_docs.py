@@ -203,7 +203,9 @@ def test_version_is_the_same_everywhere() -> None:
 def test_the_tutorial_runs_and_its_assertions_hold() -> None:
     matplotlib.use("agg")
     blocks = re.findall(r"^\.\. plot::\n(.*?)^```", page("tutorial-season.md"), re.M | re.S)
-    code = "\n".join(textwrap.dedent(re.sub(r"^ +:\w.*\n", "", block, flags=re.M)) for block in blocks)
+    code = "\n".join(
+        textwrap.dedent(re.sub(r"^ +:\w.*\n", "", block, flags=re.M)) for block in blocks
+    )
     assert code.count("assert ") >= 5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PyTorchDIAWarning)

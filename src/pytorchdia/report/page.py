@@ -98,7 +98,7 @@ def page_of(content: Content) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>Report of {title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header><h1>Report of {title}</h1><nav aria-label=\"Sections\">{links}</nav></header>\n"
+        f'<header><h1>Report of {title}</h1><nav aria-label="Sections">{links}</nav></header>\n'
         f"<main>\n{body}</main>\n"
         f"<footer>pytorchdia {escape(version('pytorchdia'))}</footer>\n"
         f"<script>\n{script}</script>\n</body>\n</html>\n"
@@ -246,12 +246,16 @@ def _findings(findings: Iterable[tuple[str, Finding]]) -> str:
     if not by_code:
         return "<p>There is nothing to say.</p>"
     rows = []
-    for (level, code), said in sorted(by_code.items(), key=lambda item: (item[0][0] == "note", item)):
+    for (level, code), said in sorted(
+        by_code.items(), key=lambda item: (item[0][0] == "note", item)
+    ):
         names = list(dict.fromkeys(name for name, _ in said))
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         where = ", ".join(names[:_MOST_NAMES]) + more
         rows.append([_cell(v) for v in (level, code, len(names), said[0][1], where)])
-    return _table(("level", "code", "frames", "message of the first", "where"), rows, "findings-table")
+    return _table(
+        ("level", "code", "frames", "message of the first", "where"), rows, "findings-table"
+    )
 
 
 def _settings(settings: Settings) -> str:
