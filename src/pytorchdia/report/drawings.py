@@ -86,7 +86,7 @@ def curve_drawing(curve: Curve, name: str, title: str) -> str:
                 "o", "flagged" if hollow else "clean", hollow,
             )  # fmt: skip
     if not curve.clean.all():
-        axes.legend()
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
     axes.set(xlabel=f"MJD - {start:.0f}", ylabel="flux - reference [ADU]")
     return _svg(figure, name, f"{title} of {len(curve.time)} epochs.")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..lightcurves import LightCurves
 from ..store import DETECTIONS
 
-__all__ = ["Curve", "Scatter", "detected_curve", "scatter_of", "star_curve"]
+__all__ = ["Curve", "Scatter", "detected_curve", "photon_limit", "scatter_of", "star_curve"]
 
 FloatArray = NDArray[np.float64]
 
@@ -113,7 +113,7 @@ def scatter_of(
     base = flux[chosen][known]
     magnitude = 25.0 - 2.5 * np.log10(base)
     grid = np.linspace(magnitude.min(), magnitude.max(), 60)
-    limit = _photon_limit(10 ** (0.4 * (25.0 - grid)), conditions)
+    limit = photon_limit(10 ** (0.4 * (25.0 - grid)), conditions)
     return Scatter(
         magnitude, _PER_MAG * rms[known] / base, np.isin(stars[known], list(variables)),
         _running_median(magnitude, _PER_MAG * expected[known] / base),
@@ -137,7 +137,7 @@ def _by_star(
     return rms, expected
 
 
-def _photon_limit(flux: FloatArray, conditions: Sequence[Mapping[str, Any]]) -> FloatArray | None:
+def photon_limit(flux: FloatArray, conditions: Sequence[Mapping[str, Any]]) -> FloatArray | None:
     """Error [mag] of an isolated star fitted with a Gaussian PSF, median over the frames.
 
     Variance [ADU^2 of the reference]: F / (g P) + 4 pi s^2 (scatter of the sky / P)^2, with s the

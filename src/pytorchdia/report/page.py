@@ -135,7 +135,7 @@ def _mark(card: VariableCard, width: int, height: int) -> str:
     left = 100.0 * (float(card.candidate["x"]) + 0.5) / width
     bottom = 100.0 * (float(card.candidate["y"]) + 0.5) / height
     return (
-        f'<a class="mark" href="#variable{card.number}" '
+        f'<a class="mark{" low" if bottom > 93.0 else ""}" href="#variable{card.number}" '
         f'style="left:{left:.2f}%;bottom:{bottom:.2f}%" '
         f'aria-label="variable {card.number}"><span>{card.number}</span></a>'
     )
