@@ -25,7 +25,7 @@ _MANY = 400  # points, above which they are drawn as an image, so that the page 
 def season_drawing(rows: Sequence[FrameRow]) -> str:
     """Seeing, sky and P over time."""
     timed = [row for row in rows if row.time is not None]
-    figure = Figure(figsize=(8.4, 6.0), layout="constrained")
+    figure = Figure(figsize=(6.8, 5.8), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
     start = float(np.floor(min((row.time for row in timed if row.time is not None), default=0.0)))
     names = ("fwhm", "sky", "scale")
@@ -43,21 +43,26 @@ def season_drawing(rows: Sequence[FrameRow]) -> str:
                 )  # fmt: skip
         axes.set_ylabel(label)
     panels[-1].set_xlabel(f"MJD - {start:.0f}")
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+        figure.legend(
+            handles=list(handles.values()),
+            labels=list(handles),
+            loc="outside upper center",
+            ncols=3,
+        )
     return _svg(figure, "season", "Seeing, sky level and photometric scale P of the frames over "
                 f"time; {len(timed)} frames with a known time.")  # fmt: skip
 
 
 def scatter_drawing(scatter: Scatter) -> str:
     """RMS of the light curves against magnitude."""
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.subplots()
-    for chosen, colour, label in ((~scatter.varies, _BLUE, "stars"),
-                                  (scatter.varies, _ORANGE, "candidates for variables")):  # fmt: skip
+    kinds = ((~scatter.varies, _BLUE, "stars"), (scatter.varies, _ORANGE, "candidates"))
+    for chosen, colour, label in kinds:
         if chosen.any():
             axes.plot(
                 scatter.magnitude[chosen], scatter.rms[chosen], ".", color=colour, label=label,
@@ -75,7 +80,7 @@ def scatter_drawing(scatter: Scatter) -> str:
 
 def curve_drawing(curve: Curve, name: str, title: str) -> str:
     """Flux against time, with error bars; flagged epochs are hollow."""
-    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    figure = Figure(figsize=(5.4, 2.7), layout="constrained")
     axes = figure.subplots()
     start = float(np.floor(curve.time.min())) if len(curve.time) else 0.0
     axes.axhline(0.0, color=_GREY, linewidth=0.8)
@@ -117,16 +122,17 @@ def _use(row: FrameRow) -> str:
 def _svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an element of the page, its ids made its own, its ink the page's."""
     file = io.StringIO()
-    settings = {
-        "svg.hashsalt": name, "savefig.dpi": 144, "svg.fonttype": "none", "font.size": 11, "font.family": "sans-serif",
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": name, "savefig.dpi": 144, "svg.fonttype": "none",
+        "font.size": 10, "font.family": "sans-serif",
         "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
         "ytick.color": _INK, "axes.facecolor": "none", "legend.framealpha": 0.0,
     }  # fmt: skip
     with rc_context(settings):
         _ink(figure)
-        FigureCanvasSVG(figure).print_svg(
-            file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        FigureCanvasSVG(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", dpi=144, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -155,7 +161,8 @@ def _ink(figure: Figure) -> None:
         axes.yaxis.label.set_color(_INK)
         for spine in axes.spines.values():
             spine.set_color(_INK)
-    for legend in [*figure.legends, *(a.get_legend() for a in figure.axes if a.get_legend())]:
+    own = [axes.get_legend() for axes in figure.axes]
+    for legend in [*figure.legends, *(legend for legend in own if legend is not None)]:
         legend.get_frame().set_alpha(0.0)
         for word in legend.get_texts():
             word.set_color(_INK)

@@ -119,7 +119,7 @@ def _overview(content: Content) -> str:
         ("reference", f"{width} x {height} pixels from {len(used)} frames: {', '.join(used)}"),
         ("its seeing", f"{content.fwhm:.2f} pixels"),
         ("stars", str(content.stars)),
-        ("candidates", ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "none"),
+        ("candidates", ", ".join(f"{k}: {kinds.count(k)}" for k in dict.fromkeys(kinds)) or "none"),
     ]  # fmt: skip
     terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
     marks = "".join(_mark(card, width, height) for card in content.variables)
@@ -235,8 +235,8 @@ def _frames(rows: Sequence[FrameRow]) -> str:
     return (
         '<p><label for="find">Show frames with </label><input id="find" type="search" '
         'placeholder="name, status, reason"> <span id="shown" role="status"></span></p>'
-        + _table([title for _, title, _ in _COLUMNS], cells, "frames-table", [r.status for r in rows])
-    )  # fmt: skip
+        + _table([head for _, head, _ in _COLUMNS], cells, "frames-table", [r.status for r in rows])
+    )
 
 
 def _findings(findings: Iterable[tuple[str, Finding]]) -> str:

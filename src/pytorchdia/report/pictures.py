@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -85,5 +86,6 @@ def _png(image: FloatArray, colours: str, low: float, high: float) -> str:
     pixels = colormaps[colours](scaled)
     pixels[~np.isfinite(image)] = _NO_DATA
     file = io.BytesIO()
-    imsave(file, pixels[::-1, :, :3].copy(), format="png", metadata={"Software": None})
+    nothing: Any = {"Software": None}  # no version of matplotlib in the bytes
+    imsave(file, pixels[::-1, :, :3].copy(), format="png", metadata=nothing)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

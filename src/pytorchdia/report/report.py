@@ -176,8 +176,10 @@ def _stamps(
         for number, c in wanted:
             at = int(stored.region_of(np.array([c["x"]]), np.array([c["y"]]))[0])
             scale = stored.fits[at].scale
-            pieces = [cut(i.astype(np.float64), c["x"], c["y"], half_width(fwhm)) for i in images]
-            made[number] = _stamp(name, *pieces, scale)
+            one, two, three = (
+                cut(i.astype(np.float64), c["x"], c["y"], half_width(fwhm)) for i in images
+            )
+            made[number] = _stamp(name, one, two, three, scale)
     return made
 
 
