@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import textwrap
+import warnings
 from pathlib import Path
 
+import matplotlib
 import pytest
+from matplotlib import pyplot
 from typer.testing import CliRunner
 
 import pytorchdia
-from pytorchdia import Status, cli, errors
+from pytorchdia import PyTorchDIAWarning, Status, cli, errors
 from pytorchdia.frame import Flag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,3 +198,16 @@ def test_layers_in_the_pages_are_those_of_the_contract() -> None:
 def test_version_is_the_same_everywhere() -> None:
     assert f"version: {pytorchdia.__version__}" in (ROOT / "CITATION.cff").read_text()
     assert pytorchdia.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_tutorial_runs_and_its_assertions_hold() -> None:
+    matplotlib.use("agg")
+    blocks = re.findall(r"^\.\. plot::\n(.*?)^```", page("tutorial-season.md"), re.M | re.S)
+    code = "\n".join(
+        textwrap.dedent(re.sub(r"^ +:\w.*\n", "", block, flags=re.M)) for block in blocks
+    )
+    assert code.count("assert ") >= 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PyTorchDIAWarning)
+        exec(compile(code, "tutorial-season.md", "exec"), {})
+    pyplot.close("all")

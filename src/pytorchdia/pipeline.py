@@ -28,6 +28,7 @@ from .frame_steps import (
 from .frames_table import FrameRow, write_frames
 from .quality import FrameQuality, Grade, Limits, grade
 from .reference import choose_reference_frames
+from .report import make_report, report_digest
 from .run_config import Settings
 from .run_folder import folder_in_use, log
 from .run_state import (
@@ -44,7 +45,7 @@ from .season_steps import find_variables, make_reference
 
 __all__ = ["STEPS", "Executor", "Progress", "Summary", "in_this_process", "run_season"]
 
-STEPS = ("register", "reference", "subtract", "photometry")
+STEPS = ("register", "reference", "subtract", "photometry", "report")
 """Names of the steps for people, in order."""
 
 _STEP_OF = {"measure": "register", "variables": "photometry"}  # those with two kinds of units
@@ -101,7 +102,7 @@ def run_season(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Do what is missing of a run, but for the report; see :func:`pytorchdia.reduce`.
+    """Do what is missing of a run; see :func:`pytorchdia.reduce`.
 
     Raises
     ------
@@ -143,7 +144,10 @@ class _Season:
     def through(self, last: str | None) -> Summary:
         """All steps up to ``last``."""
         end = STEPS.index(last) if last is not None else len(STEPS)
-        work = (self._register, self._make_reference, self._subtract, self._measure_fluxes)
+        work = (
+            self._register, self._make_reference, self._subtract, self._measure_fluxes,
+            self._report,
+        )  # fmt: skip
         try:
             for do in work[: end + 1]:
                 do()
@@ -259,6 +263,17 @@ class _Season:
         arguments = (epochs, self.settings, self.run)
         unit = Unit("variables", "candidates", digest, find_variables, arguments)
         self._advance("variables", [unit])
+
+    def _report(self) -> None:
+        whole = {
+            f"{step}/{name}": state.content
+            for step in ("reference", "subtract", "photometry", "variables")
+            for name, state in self._states[step].items()
+        }
+        rows = self._rows()
+        digest = report_digest(rows, self.settings, self.run, whole)
+        arguments = (rows, self.sources, self.settings, self.run)
+        self._advance("report", [Unit("report", "report", digest, make_report, arguments)])
 
     # What they have in common.
 
