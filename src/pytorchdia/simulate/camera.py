@@ -182,17 +182,15 @@ def bleed(image: FloatArray, full_well: float) -> FloatArray:
 
     Charge is conserved but for what runs over the first and the last row.
     """
-    image = image.copy()
+    filled = np.minimum(image, full_well)
     columns = np.flatnonzero((image > full_well).any(axis=0))
-    part = image[:, columns]
-    while True:
-        excess = part - full_well
-        over = excess > 1e-6 * full_well
-        if not over.any():
-            break
-        excess[~over] = 0.0
-        part -= excess
-        part[1:] += 0.5 * excess[:-1]
-        part[:-1] += 0.5 * excess[1:]
-    image[:, columns] = part
-    return image
+    spilt = 0.5 * np.maximum(image[:, columns] - full_well, 0.0)
+    part = filled[:, columns]
+    for step in (1, -1):
+        carried = np.zeros(columns.size)
+        for row, half in zip(part[::step], spilt[::step], strict=True):
+            taken = np.minimum(full_well - row, carried)
+            row += taken
+            carried += half - taken
+    filled[:, columns] = part
+    return filled

@@ -51,7 +51,7 @@ class Conditions:
     rotation: float = 0.0
     kernel: FloatArray | None = field(default=None, repr=False)
     exposures: int = 1
-    cosmic_rays: CosmicRays = CosmicRays()
+    cosmic_rays: CosmicRays = field(default_factory=CosmicRays)
     trail: Trail | None = None
 
     def __post_init__(self) -> None:
