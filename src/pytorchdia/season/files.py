@@ -69,10 +69,11 @@ def truth_tables(season: Season, n_frames: int) -> dict[str, Table]:
     kinds = np.full(field.stars.x.size, "constant", dtype="U16")
     for variable in field.variables:
         kinds[variable.star] = variable.kind
+    ra, dec = season.wcs().all_pix2world(field.stars.x, field.stars.y, 0)
     stars = Table(
         {
             "star": np.arange(kinds.size), "x": field.stars.x, "y": field.stars.y,
-            "flux": field.stars.flux, "kind": kinds, "inside": field.inside(season.shape),
+            "ra": ra, "dec": dec, "flux": field.stars.flux, "kind": kinds, "inside": field.inside(season.shape),
         }
     )  # fmt: skip
     stars.meta["curves"] = {str(v.star): {"kind": v.kind, **_numbers(v.curve)}
@@ -217,7 +218,7 @@ def _numbers(curve: object) -> dict[str, float]:
 
 def _give_units(tables: dict[str, Table]) -> None:
     units = {
-        "x": "pix", "y": "pix", "flux": "adu", "time": "d", "exposure": "s", "sky": "adu",
+        "x": "pix", "y": "pix", "ra": "deg", "dec": "deg", "flux": "adu", "time": "d", "exposure": "s", "sky": "adu",
         "fwhm": "pix", "shift_x": "pix", "shift_y": "pix", "rotation": "deg",
     }  # fmt: skip
     for table in tables.values():

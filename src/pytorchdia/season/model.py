@@ -149,7 +149,7 @@ class Season:
         rng = np.random.default_rng([self.seed, 2, number])
         stars = self.field.at(epoch.time)
         exposure = expose(rng, stars, self.shape, epoch.conditions, self.camera)
-        return SeasonFrame(epoch, exposure, self.wcs(epoch) if self.with_wcs else None)
+        return SeasonFrame(epoch, exposure, self.wcs(epoch.conditions) if self.with_wcs else None)
 
     def ideal(self, time: float = 0.0, exposures: int = 20) -> SeasonFrame:
         """A deep sharp exposure on the reference grid, without defects, as no telescope gives it.
@@ -168,11 +168,12 @@ class Season:
         rng = np.random.default_rng([self.seed, 3])
         exposure = expose(rng, self.field.at(time), self.shape, conditions, camera)
         epoch = Epoch(-1, time, 120.0, 2.8, 0.0, Trouble.NONE, conditions)
-        return SeasonFrame(epoch, exposure, self.wcs(epoch) if self.with_wcs else None)
+        return SeasonFrame(epoch, exposure, self.wcs(epoch.conditions) if self.with_wcs else None)
 
-    def wcs(self, epoch: Epoch) -> WCS:
-        """The exact tangential projection of a frame."""
-        matrix = epoch.conditions.matrix(self.shape)
+    def wcs(self, conditions: Conditions | None = None) -> WCS:
+        """The exact tangential projection of a frame; of the reference grid if None."""
+        seen = Conditions(MoffatPSF(1.0)) if conditions is None else conditions
+        matrix = seen.matrix(self.shape)
         middle = matrix @ [0.5 * (self.shape[1] - 1), 0.5 * (self.shape[0] - 1), 1.0]
         wcs = WCS(naxis=2)
         wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
