@@ -73,7 +73,8 @@ def truth_tables(season: Season, n_frames: int) -> dict[str, Table]:
     stars = Table(
         {
             "star": np.arange(kinds.size), "x": field.stars.x, "y": field.stars.y,
-            "ra": ra, "dec": dec, "flux": field.stars.flux, "kind": kinds, "inside": field.inside(season.shape),
+            "ra": ra, "dec": dec, "flux": field.stars.flux, "kind": kinds,
+            "inside": field.inside(season.shape),
         }
     )  # fmt: skip
     stars.meta["curves"] = {str(v.star): {"kind": v.kind, **_numbers(v.curve)}
@@ -218,8 +219,8 @@ def _numbers(curve: object) -> dict[str, float]:
 
 def _give_units(tables: dict[str, Table]) -> None:
     units = {
-        "x": "pix", "y": "pix", "ra": "deg", "dec": "deg", "flux": "adu", "time": "d", "exposure": "s", "sky": "adu",
-        "fwhm": "pix", "shift_x": "pix", "shift_y": "pix", "rotation": "deg",
+        "x": "pix", "y": "pix", "ra": "deg", "dec": "deg", "flux": "adu", "time": "d",
+        "exposure": "s", "sky": "adu", "fwhm": "pix", "shift_x": "pix", "shift_y": "pix", "rotation": "deg",
     }  # fmt: skip
     for table in tables.values():
         for name in table.colnames:
