@@ -168,7 +168,7 @@ def test_moffat_images_are_what_they_were() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(make) -> None:
-    with pytest.raises(InputError, match="got|given|finite|do not all lie"):
+    with pytest.raises(InputError, match=r"got|given|finite|do not all lie"):
         make()
 
 

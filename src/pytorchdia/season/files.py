@@ -220,7 +220,8 @@ def _numbers(curve: object) -> dict[str, float]:
 def _give_units(tables: dict[str, Table]) -> None:
     units = {
         "x": "pix", "y": "pix", "ra": "deg", "dec": "deg", "flux": "adu", "time": "d",
-        "exposure": "s", "sky": "adu", "fwhm": "pix", "shift_x": "pix", "shift_y": "pix", "rotation": "deg",
+        "exposure": "s", "sky": "adu", "fwhm": "pix", "shift_x": "pix", "shift_y": "pix",
+        "rotation": "deg",
     }  # fmt: skip
     for table in tables.values():
         for name in table.colnames:

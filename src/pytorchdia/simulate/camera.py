@@ -182,15 +182,15 @@ def bleed(image: FloatArray, full_well: float) -> FloatArray:
 
     Charge is conserved but for what runs over the first and the last row.
     """
-    filled = np.minimum(image, full_well)
+    filled: FloatArray = np.minimum(image, full_well)
     columns = np.flatnonzero((image > full_well).any(axis=0))
     spilt = 0.5 * np.maximum(image[:, columns] - full_well, 0.0)
     part = filled[:, columns]
     for step in (1, -1):
         carried = np.zeros(columns.size)
         for row, half in zip(part[::step], spilt[::step], strict=True):
-            taken = np.minimum(full_well - row, carried)
-            row += taken
-            carried += half - taken
+            level = np.minimum(row + carried, full_well)
+            carried += half - (level - row)
+            row[:] = level
     filled[:, columns] = part
     return filled
