@@ -95,8 +95,9 @@ class Camera:
         image = electrons / (self.gain * exposures) + hits
         if self.bleeding:
             image = bleed(image, self.saturation)
+        full = image >= self.saturation  # such a pixel shows its full well, whatever the read noise
         image += rng.standard_normal(image.shape) * (self.read_noise / self.gain / exposures**0.5)
-        read: FloatArray = np.minimum(image, self.saturation)
+        read: FloatArray = np.where(full, self.saturation, np.minimum(image, self.saturation))
         return read
 
 
@@ -190,7 +191,7 @@ def bleed(image: FloatArray, full_well: float) -> FloatArray:
         carried = np.zeros(columns.size)
         for row, half in zip(part[::step], spilt[::step], strict=True):
             level = np.minimum(row + carried, full_well)
-            carried += half - (level - row)
+            carried = np.maximum(carried - (level - row), 0.0) + half
             row[:] = level
     filled[:, columns] = part
     return filled
