@@ -24,6 +24,7 @@ class Defect(enum.IntFlag):
     BAD_COLUMN = 4
     HIDDEN_COLUMN = 8
     TRAIL = 16
+    BLED = 32  # charge of a saturated pixel of its column ended here
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,21 @@ class Camera:
         noiseless: FloatArray,
         hits: FloatArray,
         exposures: int = 1,
-    ) -> FloatArray:
-        """The image [ADU] of so much light: Poisson noise, hits [ADU], full well, read noise."""
+    ) -> tuple[FloatArray, BoolArray]:
+        """The image [ADU] of so much light: Poisson noise, hits [ADU], full well, read noise.
+
+        Also where charge of other pixels was added.
+        """
         electrons = rng.poisson(np.maximum(noiseless, 0.0) * (self.gain * exposures))
         image = electrons / (self.gain * exposures) + hits
+        bled = np.zeros(image.shape, dtype=bool)
         if self.bleeding:
-            image = bleed(image, self.saturation)
+            charge, image = image, bleed(image, self.saturation)
+            bled = image > charge
         full = image >= self.saturation  # such a pixel shows its full well, whatever the read noise
         image += rng.standard_normal(image.shape) * (self.read_noise / self.gain / exposures**0.5)
         read: FloatArray = np.where(full, self.saturation, np.minimum(image, self.saturation))
-        return read
+        return read, bled
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,10 @@ def expose(
         defects[trail > 0] |= Defect.TRAIL
     noiseless *= response
     hits = conditions.cosmic_rays.hits(rng, shape)
-    image = camera.read_out(rng, noiseless, hits, conditions.exposures)
+    image, bled = camera.read_out(rng, noiseless, hits, conditions.exposures)
     defects[hits > 0] |= Defect.COSMIC_RAY
     defects[image >= camera.saturation] |= Defect.SATURATED
+    defects[bled] |= Defect.BLED
     defects[:, list(camera.bad_columns)] |= Defect.BAD_COLUMN
     defects[:, list(camera.hidden_columns)] |= Defect.HIDDEN_COLUMN
     return Exposure(image, noiseless, defects, conditions, camera)
