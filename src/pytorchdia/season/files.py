@@ -209,7 +209,7 @@ def _settings(season: Season) -> dict[str, object]:
     """The fields of a season in types that ECSV keeps."""
     values = {f.name: getattr(season, f.name) for f in fields(season)}
     values["shape"] = list(season.shape)
-    values["troubles"] = {str(k): trouble.value for k, trouble in season.troubles.items()}
+    values["troubles"] = {str(k): trouble.value for k, trouble in (season.troubles or {}).items()}
     return values
 
 

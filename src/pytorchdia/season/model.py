@@ -10,7 +10,7 @@ import numpy as np
 from astropy.wcs import WCS
 
 from ..errors import InputError
-from ..simulate import Camera, Conditions, CosmicRays, Exposure, MoffatPSF, expose
+from ..simulate import Camera, Conditions, Exposure, MoffatPSF, expose
 from .epochs import Epoch, Trouble, draw_epoch
 from .field import Field, draw_field
 
@@ -71,8 +71,8 @@ class Season:
     beta : float, optional
         Slope of Moffat's wings; None for Gaussian PSFs.
     bad_share : float
-        Share of frames with a :class:`Trouble`.
-    troubles : Mapping
+        Share of frames with a :class:`~pytorchdia.season.Trouble`.
+    troubles : Mapping, optional
         From numbers of frames to their trouble, whatever ``bad_share`` says.
     with_wcs : bool
         Whether headers have world coordinates.
@@ -88,7 +88,7 @@ class Season:
     cosmic_rays: float = 1e-4
     beta: float | None = 3.0
     bad_share: float = 0.0
-    troubles: Mapping[int, Trouble] = field(default_factory=dict)
+    troubles: Mapping[int, Trouble] | None = None
     with_wcs: bool = True
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class Season:
         return draw_epoch(
             np.random.default_rng([self.seed, 1, number]), number, self.shape,
             max_shift=self.reach, max_rotation=self.max_rotation, cosmic_rays=self.cosmic_rays,
-            beta=self.beta, bad_share=self.bad_share, trouble=self.troubles.get(number),
+            beta=self.beta, bad_share=self.bad_share, trouble=(self.troubles or {}).get(number),
         )  # fmt: skip
 
     def frame(self, number: int) -> SeasonFrame:
@@ -161,9 +161,7 @@ class Season:
         exposures : int
             It is the mean of so many.
         """
-        conditions = Conditions(
-            MoffatPSF(2.8), sky=(350.0,), exposures=exposures, cosmic_rays=CosmicRays(0.0)
-        )
+        conditions = Conditions(MoffatPSF(2.8), sky=(350.0,), exposures=exposures)
         camera = Camera(self.camera.gain, self.camera.read_noise)
         rng = np.random.default_rng([self.seed, 3])
         exposure = expose(rng, self.field.at(time), self.shape, conditions, camera)
