@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytorchdia import CCDNoise, DeltaKernel, Subtraction, __version__, subtract
+from pytorchdia import CCDNoise, DeltaKernel, Subtraction, subtract
+from pytorchdia.experiments import clock
+from pytorchdia.experiments.clock import clocked, take_turns
 from pytorchdia.simulate import READ_NOISE, simulate_pair
+
+__all__ = [
+    "Images", "Rivals", "clocked", "least_squares_by_blas", "machine", "make_pair", "ours",
+    "record", "show", "statistics_of", "take_turns",
+]  # fmt: skip
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -64,8 +68,11 @@ def make_pair(n: int, seed: int = 3, dtype: Any = np.float64) -> Images:
 
 
 def ours(images: Images, size: int, **options: Any) -> Subtraction:
-    """The public call: solution, difference and variance, with the noise of both images."""
-    options = {"noise": NOISE, "reference_noise": REFERENCE_NOISE, "covariance": False, **options}
+    """The public call without a prior: solution, difference, variance with the noise of both."""
+    options = {
+        "noise": NOISE, "reference_noise": REFERENCE_NOISE, "covariance": False, "penalty": None,
+        **options,
+    }  # fmt: skip
     return subtract(images.target, images.reference, kernel=DeltaKernel(size), **options)
 
 
@@ -139,73 +146,18 @@ class Rivals:
         self._process.wait()
 
 
-def take_turns(
-    contenders: dict[str, Callable[[], float | None]], repeat: int, pause: float = 0.3
-) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round; one that answers None has dropped out.
-
-    A contender returns the seconds that it took. It runs twice in each of its turns and the second
-    run counts, because memory and threads that another contender has let go cold slow the first.
-    The pause lets the threads of the one before go to sleep.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    out: set[str] = set()
-    for turn in range(repeat + 1):
-        for name, run in contenders.items():
-            if name in out:
-                continue
-            time.sleep(pause)
-            run()
-            taken = run()
-            if taken is None:
-                out.add(name)
-            elif turn:
-                seconds[name].append(taken)
-    return {name: times for name, times in seconds.items() if times}
-
-
-def clocked(function: Callable[[], Any]) -> Callable[[], float]:
-    """``function`` as a contender."""
-
-    def run() -> float:
-        started = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    return run
-
-
 def statistics_of(times: list[float]) -> dict[str, float]:
     """Median and extremes."""
     return {"median_s": statistics.median(times), "min_s": min(times), "max_s": max(times)}
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers belong to."""
+    """What the numbers belong to, with the commit."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True, text=True, check=False, cwd=HERE,
     ).stdout.strip()  # fmt: skip
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            s.split(":")[1].strip() for s in info.read_text().splitlines() if "model name" in s
-        ]
-        cpu = names[0] if names else cpu
-    return {
-        "pytorchdia": __version__,
-        "commit": commit,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    return {"commit": commit, **clock.machine()}
 
 
 def record(name: str, rows: list[dict[str, Any]], output: str | None) -> None:

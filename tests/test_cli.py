@@ -232,15 +232,17 @@ def test_the_prior_by_the_evidence_needs_no_number(run_json, files, run_cli):
 def test_experiment_hands_on_what_is_asked_for(run_cli, tmp_path, monkeypatch):
     calls = []
 
-    def run(folder, pairs, workers, progress):
+    def run(folder, pairs, scenario, workers, progress):
         progress(1, 2)
-        calls.append((folder, pairs, workers))
+        calls.append((folder, pairs, scenario.name, workers))
 
     monkeypatch.setattr(cli, "run_table2", run)
     outcome = run_cli("experiment", "table2", tmp_path, "--pairs", 40, "--workers", 1)
     assert outcome.code == 0
-    assert calls == [(tmp_path, 40, 1)]
+    assert calls == [(tmp_path, 40, "paper", 1)]
     assert "table2.md" in outcome.err
+    assert run_cli("experiment", "table2", tmp_path, "--quick", "--scenario", "faint").code == 0
+    assert calls[1] == (tmp_path, 128, "faint", None)
     refused = run_cli("experiment", "bias", tmp_path, "--quick")
     assert refused.code == 3
     assert "do nothing with bias" in refused.err

@@ -120,7 +120,18 @@ def test_every_keyword_and_hdu_is_described() -> None:
 def test_command_line_options_exist() -> None:
     runner = CliRunner()
     known = set()
-    for command in (["subtract"], ["info"], ["demo"], ["experiment"], ["simulate"], []):
+    for command in (
+        ["subtract"],
+        ["info"],
+        ["demo"],
+        ["experiment"],
+        ["simulate"],
+        ["init"],
+        ["reduce"],
+        ["status"],
+        ["lightcurve"],
+        [],
+    ):
         shown = runner.invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200"}).output
         known |= set(re.findall(r"--[a-z][a-z-]+", shown))
     for path in PAGES:

@@ -86,7 +86,7 @@ def pulls_of_one_pair(seed, shape=(72, 64), size=7):
     target = noiseless + sigma * rng.standard_normal(shape)
     result = subtract(
         target, pair.reference, kernel=DeltaKernel(size), noise=CCDNoise(READ_NOISE),
-        reference_noise=FixedVariance(1e-12), dtype=torch.float64,
+        reference_noise=FixedVariance(1e-12), penalty=None, dtype=torch.float64,
     )  # fmt: skip
     i, j = rng.integers(0, size, 2)
     error = np.sqrt(result.kernel_covariance[i * size + j, i * size + j])

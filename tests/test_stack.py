@@ -125,7 +125,7 @@ def test_a_hard_pair_does_not_spoil_its_neighbours(pairs):
     targets, references = stacks(pairs, (6,))
     targets, references = targets.copy(), references.copy()
     targets[2], references[2] = hard.target, hard.reference
-    options = {**OPTIONS, "kernel": DeltaKernel(15)}
+    options = {**OPTIONS, "kernel": DeltaKernel(15), "penalty": None}
     result = subtract(targets, references, **options)
     assert "jitter" in [f.code for f in result[2].findings]
     for i in (0, 1, 3):
@@ -205,6 +205,6 @@ def test_steps_of_a_stack_are_reported(pairs):
 def test_a_stack_stops_within_its_steps_with_a_status(pairs):
     targets, references = stacks(pairs[:2], (2,))
     with pytest.warns(UserWarning, match="ran out of steps"):
-        result = subtract(targets, references, solver=Newton(max_steps=1), **OPTIONS)
+        result = subtract(targets, references, solver=Newton(max_steps=1), penalty=None, **OPTIONS)
     assert not result.converged.any()
     assert dataclasses.asdict(result[0].diagnostics)["steps"] == 1

@@ -119,7 +119,9 @@ def test_error_map_is_right_on_average():
 
 
 def test_level_taken_off_the_reference_moves_only_the_background(pair):
-    default, given = run(pair), run(pair, reference_background=100.0)
+    default, given = (
+        run(pair, penalty=None, reference_background=level) for level in (None, 100.0)
+    )
     np.testing.assert_allclose(given.kernel, default.kernel, atol=1e-6)
     moved = default.scale * (np.median(pair.reference) - 100.0)
     assert default.background.coefficients[0] - given.background.coefficients[0] == pytest.approx(
@@ -189,7 +191,7 @@ def test_other_solvers_and_a_penalty_through_the_one_call(pair, solver):
 
 
 def test_float32_agrees_with_float64(pair):
-    single, double = run(pair), run(pair, dtype=torch.float64)
+    single, double = (run(pair, penalty=None, dtype=t) for t in (torch.float32, torch.float64))
     assert single.difference.dtype == np.float32
     assert double.difference.dtype == np.float64
     assert single.scale == pytest.approx(double.scale, abs=1e-9)
@@ -215,11 +217,19 @@ def test_a_fit_that_does_not_converge_returns_with_a_warning(pair):
 
 def test_error_bars_of_an_undetermined_kernel_come_with_a_warning():
     p = simulate_pair(21, (90, 84), phi_r=4.0, phi_k=1.0, reference_noise=0.0)
+    options = {"kernel": DeltaKernel(15), "noise": NOISE, "reference_noise": QUIET}
     with pytest.warns(CovarianceWarning, match="singular to working precision"):
-        result = subtract(
-            p.target, p.reference, kernel=DeltaKernel(15), noise=NOISE, reference_noise=QUIET
-        )
+        result = subtract(p.target, p.reference, penalty=None, **options)
     assert {"jitter", "fisher-singular"} <= {f.code for f in result.findings}
+    determined = subtract(p.target, p.reference, **options)  # the prior says what the data do not
+    assert not {"jitter", "fisher-singular"} & {f.code for f in determined.findings}
+
+
+def test_under_the_default_prior_rounding_does_not_move_the_kernel(pair):
+    one, two = run(pair), run(pair, dtype=torch.float64)
+    errors = np.sqrt(np.diag(one.kernel_covariance)).reshape(one.kernel.shape)
+    np.testing.assert_array_less(np.abs(two.kernel - one.kernel), 1e-3 * errors)
+    assert abs(two.scale - one.scale) < 1e-3 * one.scale_error
 
 
 def test_too_few_pixels_are_refused_with_the_numbers(pair):

@@ -5,7 +5,8 @@ parent writes one JSON object per line to stdin and reads one JSON object per li
 
 ``{"load": "pair.npz", "kernel": 19}`` -> ``{"ok": true, "shape": [h, w], ...}``
     The file holds float64 ``reference`` and ``target`` (h, w), and scalars ``read_noise`` [ADU],
-    ``gain`` [e-/ADU] and ``saturation`` [ADU]. ``kernel`` is the odd side of the kernel [pixels].
+    ``gain`` [e-/ADU], ``saturation`` [ADU] and, if known, ``phi_k`` [pixels]. ``kernel`` is the odd
+    side of the kernel [pixels].
 ``{"run": "sfft", "save": null}`` -> ``{"seconds": 1.2, "peak_rss_mb": 900.0, ...}``
     ``seconds`` covers what each pair costs: the solution and the difference image. Imports and
     steps that depend on the shape alone (sfft compiles its functions) are in ``setup_seconds``.
@@ -68,6 +69,8 @@ class Pair:
         [ADU]; no rival is given a mask (README.md), so it only goes into the answer to "load".
     side : int
         Odd side of the kernel [pixels].
+    phi_k : float
+        True width of the kernel [pixels] for those that are to be told; NaN if it is not known.
     """
 
     reference: FloatArray
@@ -76,6 +79,7 @@ class Pair:
     gain: float
     saturation: float
     side: int
+    phi_k: float = float("nan")
 
     @property
     def half(self) -> int:
@@ -258,6 +262,10 @@ class CuPhoton(Rival):
     distribution = "cuphoton"
     module = "cuphoton.xpois"
 
+    def widths(self, pair: Pair) -> tuple[float, float, float]:
+        """Standard deviations of the Gaussians [pixels]."""
+        return 0.7, 1.5, 3.0
+
     def setup(self, pair: Pair) -> None:
         # The package imports this one at its first convolution.
         importlib.import_module("scipy.signal")
@@ -270,7 +278,7 @@ class CuPhoton(Rival):
             pair.target,
             [
                 GaussianBasisComponent(sigma=sigma, degree=degree)
-                for sigma, degree in ((0.7, 3), (1.5, 2), (3.0, 2))
+                for sigma, degree in zip(self.widths(pair), (3, 2, 2), strict=True)
             ],
             kernel_shape=(pair.side, pair.side),
             background_degree=0,
@@ -282,6 +290,19 @@ class CuPhoton(Rival):
 
     def memory(self, pair: Pair) -> float:
         return 100.0 * pair.target.size
+
+
+class CuPhotonTold(CuPhoton):
+    """cuphoton told the width of the kernel: Gaussians of 0.5, 1 and 2 of it (Israel et al. 2007).
+
+    None is narrower than 0.5 pixels: below that its samples no longer tell one from another.
+    """
+
+    def widths(self, pair: Pair) -> tuple[float, float, float]:
+        if not pair.phi_k > 0:
+            raise ValueError("the pair does not say the width of its kernel")
+        narrow = max(0.5, 0.5 * pair.phi_k)
+        return narrow, max(pair.phi_k, 1.5 * narrow), max(2.0 * pair.phi_k, 3.0 * narrow)
 
 
 class ProperImage(Rival):
@@ -326,6 +347,7 @@ RIVALS: dict[str, Rival] = {
     "ois-adaptive": OisAdaptive(),
     "ois-alard-lupton": OisAlardLupton(),
     "cuphoton": CuPhoton(),
+    "cuphoton-told": CuPhotonTold(),
     "properimage": ProperImage(),
     "properimage-noshift": ProperImageNoShift(),
 }
@@ -402,6 +424,8 @@ class Worker:
                 for name in ("reference", "target")
             )
             scalars = {name: float(data[name]) for name in ("read_noise", "gain", "saturation")}
+            if "phi_k" in data:
+                scalars["phi_k"] = float(data["phi_k"])
         if reference.ndim != 2 or reference.shape != target.shape:
             raise ValueError(f"shapes {reference.shape} and {target.shape} do not make a pair")
         for image in (reference, target):

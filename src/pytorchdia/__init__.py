@@ -7,11 +7,13 @@ from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, Sta
 from .frame import Flag, Frame
 from .io import as_frame
 from .kernel import DeltaKernel
+from .lightcurves import LightCurve, LightCurves
 from .likelihood import Gaussian, Huber, Likelihood, StudentT
 from .measure import choose_kernel
 from .noise import CCDNoise, EMCCDNoise, FixedVariance, NoiseModel
 from .penalty import LaplacianPenalty
 from .prior import GaussianProcessPrior
+from .reduce import reduce
 from .solvers import AdamLBFGS, Newton, NormalEquations
 from .subtract import subtract
 from .subtraction import Subtraction, SubtractionStack
@@ -32,6 +34,8 @@ __all__ = [
     "Huber",
     "InputError",
     "LaplacianPenalty",
+    "LightCurve",
+    "LightCurves",
     "Likelihood",
     "Newton",
     "NoiseModel",
@@ -45,5 +49,6 @@ __all__ = [
     "SubtractionStack",
     "as_frame",
     "choose_kernel",
+    "reduce",
     "subtract",
 ]

@@ -62,7 +62,7 @@ def assemble(
         flags = with_flag(flags, solution.clipped.to(flags.device), Flag.CLIPPED)
     images, residuals, findings = _images_in_range(pair, objective, theta)
     modelled = (flags & Flag.no_model()) == 0
-    has_data = modelled & ((flags & (Flag.NON_FINITE | Flag.BAD_VARIANCE)) == 0)
+    has_data = modelled & ((flags & Flag.no_data()) == 0)
     has_data &= (images.variance > 0) & (images.variance < torch.inf)
     no_data = ~has_data
     images.difference.masked_fill_(no_data, 0.0)

@@ -13,31 +13,28 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, display, plot
+from . import __version__, cli_season, display, plot
 from . import options as o
 from .background import PolynomialBackground
 from .checks import require_same_shape
+from .cli_experiment import app as experiments
+from .cli_simulate import simulate
 from .config import (
     DtypeName,
-    ExperimentName,
     LikelihoodName,
-    PriorName,
     SolverName,
     make_likelihood,
     make_penalty,
     make_solver,
-    parse_frame_size,
     parse_kernel_size,
 )
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
-from .experiments import ALL_PAIRS, PAPER_PAIRS, run_bias, run_table2
 from .frame import Frame
 from .io import as_frame
 from .measure import choose_kernel, default_noise
 from .noise import EMCCDNoise, NoiseModel
 from .product import check_writable, summarise
-from .season import Season, write_season
 from .solvers import Step
 from .subtract import subtract as subtract_frames
 from .subtraction import Subtraction
@@ -51,6 +48,7 @@ EXIT_CODES = {
     3: "the input cannot be used (file, frame or option)",
     4: "the output cannot be written",
     5: "the output was written, but the fit did not converge",
+    cli_season.SOME_FAILED: "the season was reduced, but some frames failed",
     130: "interrupted",
 }
 
@@ -62,6 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(experiments, name="experiment")
 
 
 @app.callback(invoke_without_command=True)
@@ -100,7 +99,7 @@ def subtract(
     reference_exposure: o.ReferenceExposure = None,
     kernel_size: o.KernelSize = "auto",
     background_degree: o.BackgroundDegree = 0,
-    prior: o.Prior = PriorName.NONE,
+    prior: o.Prior = None,
     laplacian: o.Laplacian = None,
     likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
     huber_c: o.HuberC = None,
@@ -195,125 +194,8 @@ def demo(
     raise typer.Exit(code)
 
 
-@app.command()
-def simulate(
-    folder: Annotated[
-        Path, typer.Argument(help="Where frames and truth go; made if it does not exist.")
-    ],
-    frames: Annotated[
-        int, typer.Option(min=1, max=10000, help="Frames of the season, two a night.")
-    ] = 30,
-    size: Annotated[
-        str, typer.Option(help="Side of the frames, or HEIGHTxWIDTH [pixels], from 64 on.")
-    ] = "512",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed is another field.")] = 1,
-    first: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Continue a season: frames before this number (from 0 on) are there already. Give "
-            "the same settings as before.",
-        ),
-    ] = 0,
-    stars: Annotated[
-        int | None,
-        typer.Option(min=1, help="Constant stars; 1000 on 512 x 512 pixels if absent."),
-    ] = None,
-    variables: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=200,
-            help="Variable stars: microlensing, RR Lyrae, eclipses and a nova in turn.",
-        ),
-    ] = 8,
-    max_shift: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Largest shift [pixels], of one frame in ten; a quarter of the side if absent.",
-        ),
-    ] = None,
-    max_rotation: Annotated[
-        float, typer.Option(min=0, max=180, help="Largest rotation [degrees].")
-    ] = 0.05,
-    bad_share: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Share of frames under cloud, out of focus or in twilight."
-        ),
-    ] = 0.1,
-    wcs: Annotated[bool, typer.Option("--wcs/--no-wcs", help="World coordinates.")] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing frames and tables.")
-    ] = False,
-) -> None:
-    """Make a season of frames of one crowded field, to try a reduction on, and write its truth.
-
-    FOLDER/frames holds the frames as a telescope would write them, FOLDER/truth the tables of what
-    is in them: stars.ecsv, frames.ecsv (time, P, seeing, shift) and light_curves.ecsv. One seed
-    always gives the same frames, and more frames do not change those before.
-    """
-    season = Season(
-        seed=seed, shape=parse_frame_size(size), n_stars=stars, n_variables=variables,
-        max_shift=max_shift, max_rotation=max_rotation, bad_share=bad_share, with_wcs=wcs,
-    )  # fmt: skip
-    with display.progress_bar("frames") as report:
-        written = write_season(
-            season, folder, frames, first=first, overwrite=overwrite, progress=report
-        )
-    display.stderr.print(
-        f"Wrote {len(written)} frames into {written[0].parent}, and what is true of them into "
-        f"{folder / 'truth'}.",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-@app.command()
-def experiment(
-    name: Annotated[
-        ExperimentName,
-        typer.Argument(
-            help="bias: known transformations (section 3.4); table2: the simulated image tests "
-            "(section 3.3)."
-        ),
-    ],
-    folder: Annotated[
-        Path | None, typer.Argument(help="Where results go; pytorchdia-NAME if absent.")
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Simulated pairs, of which seven in ten have an SNR within the paper's table; "
-            f"{ALL_PAIRS} if absent, for the paper's {PAPER_PAIRS} in the table.",
-        ),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="128 pairs: about a minute.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one for each core if absent.")
-    ] = None,
-) -> None:
-    """Rerun an experiment of the paper: a CSV table, a page beside the paper's numbers, a picture.
-
-    A run that was interrupted goes on where it stopped; one with more pairs adds what is missing.
-    """
-    if quick and pairs is not None:
-        raise InputError("--quick sets the number of pairs; leave it or --pairs out.")
-    if name is ExperimentName.BIAS and (quick or pairs or workers):
-        raise InputError("--quick, --pairs and --workers do nothing with bias; leave them out.")
-    folder = Path(f"pytorchdia-{name}") if folder is None else folder
-    count = 128 if quick else ALL_PAIRS if pairs is None else pairs
-    with display.progress_bar(f"{name}") as report:
-        try:
-            if name is ExperimentName.BIAS:
-                run_bias(folder, progress=report)
-            else:
-                run_table2(folder, count, workers=workers, progress=report)
-        except OSError as error:
-            raise WriteError(f"{folder} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {folder}; read {name}.md first.")
+cli_season.add_commands(app)
+app.command()(simulate)
 
 
 def main() -> None:
@@ -336,7 +218,10 @@ def main() -> None:
             raise
         code = _last_resort(error)  # one sentence, not a traceback
     if code == 130:
-        _fail(code, "Interrupted; nothing was left half written.")
+        _fail(
+            code,
+            "Interrupted; nothing was left half written, and a season goes on where it stopped.",
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

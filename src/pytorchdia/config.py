@@ -18,7 +18,6 @@ from .solvers import AdamLBFGS, Newton, NormalEquations, Solver
 
 __all__ = [
     "DtypeName",
-    "ExperimentName",
     "LikelihoodName",
     "PriorName",
     "SolverName",
@@ -43,13 +42,6 @@ class PriorName(enum.StrEnum):
 
     EVIDENCE = "evidence"
     NONE = "none"
-
-
-class ExperimentName(enum.StrEnum):
-    """Experiments of the paper by name."""
-
-    BIAS = "bias"
-    TABLE2 = "table2"
 
 
 class SolverName(enum.StrEnum):
@@ -99,9 +91,9 @@ def make_likelihood(
 
 
 def make_penalty(
-    prior: PriorName, laplacian: float | None
+    prior: PriorName | None, laplacian: float | None
 ) -> GaussianProcessPrior | LaplacianPenalty | None:
-    """The prior or penalty of the kernel; none if neither is asked for.
+    """The prior or penalty of the kernel; the prior found by the evidence if neither is asked for.
 
     Raises
     ------
@@ -109,7 +101,7 @@ def make_penalty(
         Both are given, or the strength is out of range.
     """
     if laplacian is None:
-        return GaussianProcessPrior() if prior is PriorName.EVIDENCE else None
+        return None if prior is PriorName.NONE else GaussianProcessPrior()
     if prior is PriorName.EVIDENCE:
         raise InputError("--laplacian takes the place of --prior evidence; leave one of them out.")
     return LaplacianPenalty(laplacian)

@@ -7,6 +7,7 @@
     |   |-- ShapeError                      sizes that do not go together
     |   |-- TooFewPixelsError               nothing, or not enough, left to fit
     |   |-- FlatImageError                  an image without any structure
+    |   |-- RegistrationError               a frame that cannot be laid onto the reference's grid
     |   `-- NoiseModelError                 gain, read noise, variance or flat out of range
     |-- ReadError  (also an OSError)        a file that cannot be read as an image
     `-- WriteError (also an OSError)        a result that cannot be written
@@ -38,6 +39,7 @@ __all__ = [
     "PyTorchDIAError",
     "PyTorchDIAWarning",
     "ReadError",
+    "RegistrationError",
     "ShapeError",
     "Status",
     "TooFewPixelsError",
@@ -63,6 +65,10 @@ class TooFewPixelsError(InputError):
 
 class FlatImageError(InputError):
     """An image without structure, from which no kernel can be learnt."""
+
+
+class RegistrationError(InputError):
+    """Two frames whose stars do not match: another field, or too few stars."""
 
 
 class NoiseModelError(InputError):

@@ -35,7 +35,8 @@ class Fits:
         on_step: OnStep | None,
     ) -> Fits:
         require_variance(objective)
-        solutions = solver.solve_all(objective, on_step=on_step)
+        first = solver.rough() if isinstance(penalty, KernelPrior) else solver
+        solutions = first.solve_all(objective, on_step=on_step)
         if any(s.status is not Status.CONVERGED for s in solutions):
             require_variance_at_start(objective)
         prior = None

@@ -25,6 +25,7 @@ class Flag(enum.IntFlag):
     REFERENCE = 16
     BORDER = 32
     CLIPPED = 64
+    OUTSIDE = 128
 
     @property
     def meaning(self) -> str:
@@ -36,6 +37,11 @@ class Flag(enum.IntFlag):
         """Bits of the pixels at which the model image cannot be computed."""
         return cls.REFERENCE | cls.BORDER
 
+    @classmethod
+    def no_data(cls) -> int:
+        """Bits of the pixels that hold no measurement."""
+        return cls.NON_FINITE | cls.BAD_VARIANCE | cls.OUTSIDE
+
 
 _MEANINGS = {
     Flag.NON_FINITE: "target is NaN or infinite",
@@ -45,6 +51,7 @@ _MEANINGS = {
     Flag.REFERENCE: "kernel footprint meets a bad reference pixel",
     Flag.BORDER: "kernel footprint leaves the frame",
     Flag.CLIPPED: "rejected by sigma clipping",
+    Flag.OUTSIDE: "outside the frame before its registration",
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from astropy.units import Unit
@@ -13,7 +14,15 @@ from astropy.units import Unit
 from .errors import Finding, InputError
 from .frame import Detector
 
-__all__ = ["KEYWORDS", "detector_from_header", "parse_unit", "unit_from_header"]
+__all__ = [
+    "KEYWORDS",
+    "Keywords",
+    "TimeKeyword",
+    "detector_from_header",
+    "filter_from_header",
+    "parse_unit",
+    "unit_from_header",
+]
 
 KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     # In order of preference; a group of several keywords belongs to the amplifiers of one chip.
@@ -50,6 +59,14 @@ KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "exposure": (("EXPTIME",), ("EXPOSURE",), ("EXP_TIME",), ("ITIME",), ("TEXP",)),
 }
 
+FILTERS = ("FILTER", "FILTERS", "FILTNAM", "FILTER1", "FILTER2", "FILTNAM1", "ESO INS FILT1 NAME",
+           "WFFBAND", "BAND", "INSFILTE")  # fmt: skip
+
+WCS_CARD = re.compile(
+    r"(WCS|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|[AB]P?_)"
+)
+"""Keywords of world coordinates: a mixture of two systems would be none."""
+
 _PER_SECOND = re.compile(r"\s*(/\s*s(ec(ond)?)?|[ .*]\s*s(\*\*|\^)?\(?-1\)?)\s*$", re.IGNORECASE)
 _ELECTRONS = {"e", "e-", "electron", "electrons", "photoelectron", "photoelectrons", "photon"}
 _COUNTS = {"", "adu", "adus", "dn", "count", "counts", "ct", "cts"}
@@ -63,8 +80,72 @@ _COMBINE: dict[str, Callable[[list[float]], float]] = {
 }
 
 
+@dataclass(frozen=True)
+class TimeKeyword:
+    """Where a header says when the exposure was taken.
+
+    Attributes
+    ----------
+    keyword : str
+        Holds a Julian date, a modified one, or a date (``"2013-08-02T16:41:00"``).
+    when : {"start", "mid", "end"}
+        The moment of the exposure that it names.
+    clock : str
+        Keyword of the time of day, for a keyword that holds the date alone.
+    scale : str
+        Time scale, such as ``"tdb"``; empty: that of TIMESYS, or UTC without it.
+    barycentric : bool
+        Whether the time is that of the barycentre of the solar system (BJD) or of the sun (HJD).
+    """
+
+    keyword: str
+    when: Literal["start", "mid", "end"] = "start"
+    clock: str = ""
+    scale: str = ""
+    barycentric: bool = False
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """A user's own keywords, looked up before those that the package knows (:data:`KEYWORDS`).
+
+    Attributes
+    ----------
+    gain, read_noise, saturation, exposure, filter : tuple of str
+        Keywords in order of preference.
+    time : tuple of TimeKeyword
+    """
+
+    gain: tuple[str, ...] = ()
+    read_noise: tuple[str, ...] = ()
+    saturation: tuple[str, ...] = ()
+    exposure: tuple[str, ...] = ()
+    filter: tuple[str, ...] = ()
+    time: tuple[TimeKeyword, ...] = ()
+
+    def groups(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """All keywords of a number of the detector in order of preference."""
+        own: tuple[str, ...] = getattr(self, name)
+        return tuple((keyword,) for keyword in own) + KEYWORDS[name]
+
+
+def filter_from_header(header: Mapping[str, Any], keywords: Keywords = Keywords()) -> str:
+    """Name of the filter, or an empty string; two filter wheels are joined by a plus."""
+    for keyword in keywords.filter + FILTERS:
+        name = str(header.get(keyword, "") or "").strip()
+        if name and keyword in ("FILTER1", "FILTNAM1"):
+            second = str(header.get(keyword[:-1] + "2", "") or "").strip()
+            return f"{name}+{second}" if second else name
+        if name:
+            return name
+    return ""
+
+
 def detector_from_header(
-    header: Mapping[str, Any], given: Mapping[str, float | None], unit: str
+    header: Mapping[str, Any],
+    given: Mapping[str, float | None],
+    unit: str,
+    keywords: Keywords = Keywords(),
 ) -> tuple[Detector, tuple[Finding, ...]]:
     """The numbers in ``given`` where they are not None, else those of the header.
 
@@ -74,12 +155,12 @@ def detector_from_header(
     values: dict[str, float | None] = {}
     sources: dict[str, str] = {}
     findings: list[Finding] = []
-    for name, groups in KEYWORDS.items():
+    for name in KEYWORDS:
         number = given.get(name)
         if number is not None:
             values[name], sources[name] = _checked(name, number), "given"
         else:
-            values[name], sources[name] = _look_up(name, header, groups, findings)
+            values[name], sources[name] = _look_up(name, header, keywords.groups(name), findings)
     if given.get("gain") is None:
         _adapt_gain_to_unit(values, sources, unit, findings)
     known = {name: source for name, source in sources.items() if source}

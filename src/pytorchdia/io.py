@@ -10,7 +10,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,26 @@ from scipy.ndimage import label
 
 from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
-from .headers import detector_from_header, unit_from_header
+from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header
 
-__all__ = ["as_frame", "as_frames"]
+__all__ = ["as_frame", "as_frames", "read_header"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
 _SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "SIGMA")
 _POWER_OF_UTYPE = {"StdDevUncertainty": 2, "VarianceUncertainty": 1, "InverseVariance": -1}
 _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
-_WCS_CARD = re.compile(
-    r"(WCS|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|[AB]P?_)"
-)  # a mixture of two world coordinate systems would be none
 _PLATEAU_PIXELS = 5  # pixels together at the top make a plateau; a symmetric star has up to 4
 _PLATEAU_HEIGHT = 8.0  # in units of the scatter: counts of few photons share values by chance
 _PLATEAU_DEPTH = 1e-3  # of the height above the median: resampling blurs a plateau that much
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user says of the detector, and of the keywords that tell the rest."""
+
+    numbers: Mapping[str, float | None]
+    keywords: Keywords
 
 
 def as_frame(
@@ -55,6 +60,7 @@ def as_frame(
     read_noise: float | None = None,
     saturation: float | None = None,
     exposure: float | None = None,
+    keywords: Keywords = Keywords(),
     copy: bool = True,
 ) -> Frame:
     """Turn an image of any kind into a :class:`~pytorchdia.frame.Frame`.
@@ -76,6 +82,8 @@ def as_frame(
     gain, read_noise, saturation, exposure : float, optional
         Override the header: e-/ADU, **electrons**, ADU (infinity for none), seconds. Without a
         saturation level a plateau of equal values at the top of the image is taken for one.
+    keywords : Keywords
+        Keywords of gain, read noise, saturation and exposure beyond those that are known.
     copy : bool
         False saves memory: the frame shares that of an array where it can, which must then not be
         written to while the frame is in use, and is float32 where that holds the values exactly.
@@ -89,9 +97,10 @@ def as_frame(
     InputError
         The values are not numbers, or an option is out of range.
     """
-    given = {
-        "gain": gain, "read_noise": read_noise, "saturation": saturation, "exposure": exposure
-    }  # fmt: skip
+    given = _Given(
+        {"gain": gain, "read_noise": read_noise, "saturation": saturation, "exposure": exposure},
+        keywords,
+    )
     if isinstance(source, (str, Path)):
         frame = _from_path(source, hdu, given)
     elif isinstance(source, fits.HDUList):
@@ -163,6 +172,34 @@ def as_frames(source: Any, mask: Any = None) -> tuple[list[Frame], tuple[int, ..
     return frames, shape
 
 
+def read_header(
+    path: str | Path, hdu: int | str | None = None
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Keywords and shape (h, w) of the image that :func:`as_frame` would read, without its pixels.
+
+    Raises
+    ------
+    ReadError
+        The file or the HDU cannot be read as an image.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            with open(path, "rb") as file, fits.open(file, memmap=False) as hdus:
+                chosen = hdus[_choose_hdu(hdus, hdu, path.name)]
+                shape = tuple(n for n in chosen.shape if n > 1)
+                header = _with_primary(chosen.header, hdus[0].header)
+    except ReadError:
+        raise
+    except Exception as error:  # astropy raises many kinds on damaged headers
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ReadError(f"{path} cannot be read as FITS: {reason}.") from error
+    if len(shape) != 2:
+        raise ReadError(f"{path} holds an image of shape {chosen.shape}, not one of two axes.")
+    return header, (int(shape[0]), int(shape[1]))
+
+
 def _is_an_image(item: Any) -> bool:
     kinds = (str, Path, Frame, NDData, fits.HDUList, fits.ImageHDU, fits.PrimaryHDU,
              fits.CompImageHDU)  # fmt: skip
@@ -176,7 +213,7 @@ def _as_array(source: Any, name: str) -> NDArray[Any]:
         raise ShapeError(f"The image of {name} has rows of different lengths.") from error
 
 
-def _from_path(source: str | Path, hdu: int | str | None, given: Mapping[str, Any]) -> Frame:
+def _from_path(source: str | Path, hdu: int | str | None, given: _Given) -> Frame:
     path = Path(source)
     match = _HDU_SUFFIX.match(str(source))
     if match and not _exists(path) and hdu is None:
@@ -213,9 +250,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _from_hdus(
-    hdus: fits.HDUList, hdu: int | str | None, name: str, given: Mapping[str, Any]
-) -> Frame:
+def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Given) -> Frame:
     index = _choose_hdu(hdus, hdu, name)
     chosen = hdus[index]
     header = chosen.header.copy()
@@ -224,8 +259,9 @@ def _from_hdus(
     values = _numbers(chosen.data, label)
     _blank_to_nan(values, chosen)
     detector, findings = detector_from_header(
-        _with_primary(header, hdus[0].header), given, unit_from_header(header)
-    )
+        _with_primary(header, hdus[0].header), given.numbers, unit_from_header(header),
+        given.keywords,
+    )  # fmt: skip
     frame = _assemble(
         values, label, detector, findings, _top_of_integers(chosen),
         unit=unit_from_header(header), meta=_inherited(header, hdus[0].header),
@@ -285,7 +321,7 @@ def _inherited(header: fits.Header, primary: fits.Header) -> fits.Header:
     merged: fits.Header = header.copy()
     for card in primary.copy(strip=True).cards:
         special = card.keyword in ("", "COMMENT", "HISTORY", "NEXTEND", "EXTEND")
-        if not special and card.keyword not in merged and not _WCS_CARD.match(card.keyword):
+        if not special and card.keyword not in merged and not WCS_CARD.match(card.keyword):
             merged.append(card)
     return merged
 
@@ -328,11 +364,11 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
     return replace(frame, findings=tuple(findings))
 
 
-def _from_nddata(source: NDData, given: Mapping[str, Any], copy: bool) -> Frame:
+def _from_nddata(source: NDData, given: _Given, copy: bool) -> Frame:
     values = _numbers(source.data, "NDData", copy)
     meta = source.meta if isinstance(source.meta, Mapping) else {}
     unit = source.unit.to_string() if source.unit is not None else ""
-    detector, findings = detector_from_header(meta, given, unit)
+    detector, findings = detector_from_header(meta, given.numbers, unit, given.keywords)
     data = np.asarray(source.data)
     top = float(np.iinfo(data.dtype).max) if _is_integer_array(data) else None
     frame = _assemble(
@@ -353,7 +389,7 @@ def _from_nddata(source: NDData, given: Mapping[str, Any], copy: bool) -> Frame:
     return _with_variance(frame, variance)
 
 
-def _from_array(source: Any, given: Mapping[str, Any], copy: bool) -> Frame:
+def _from_array(source: Any, given: _Given, copy: bool) -> Frame:
     mask, unit = None, ""
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
@@ -364,7 +400,7 @@ def _from_array(source: Any, given: Mapping[str, Any], copy: bool) -> Frame:
         mask = np.ma.getmaskarray(source)
         source = source.data
     values = _numbers(source, "array", copy)
-    detector, findings = detector_from_header({}, given, unit)
+    detector, findings = detector_from_header({}, given.numbers, unit)
     top = np.iinfo(source.dtype).max if _is_integer_array(source) else None
     frame = _assemble(values, "array", detector, findings, top, unit=unit)
     return (
@@ -372,19 +408,21 @@ def _from_array(source: Any, given: Mapping[str, Any], copy: bool) -> Frame:
     )
 
 
-def _regiven(frame: Frame, given: Mapping[str, Any]) -> Frame:
-    if all(value is None for value in given.values()):
+def _regiven(frame: Frame, given: _Given) -> Frame:
+    if all(value is None for value in given.numbers.values()):
         return frame
-    detector, _ = detector_from_header({}, given, frame.unit)
-    numbers = {name: value for name in given if (value := getattr(detector, name)) is not None}
+    detector, _ = detector_from_header({}, given.numbers, frame.unit)
+    numbers = {
+        name: value for name in given.numbers if (value := getattr(detector, name)) is not None
+    }
     kept = replace(
         frame.detector, **numbers, sources={**frame.detector.sources, **detector.sources}
     )
     frame = replace(frame, detector=kept)
-    if given["saturation"] is not None:
+    if given.numbers["saturation"] is not None:
         flags = frame.flags & ~int(Flag.SATURATED)
         frame = replace(frame, flags=flags)
-        frame = frame.flagged(frame.data >= given["saturation"], Flag.SATURATED)
+        frame = frame.flagged(frame.data >= given.numbers["saturation"], Flag.SATURATED)
     return frame
 
 

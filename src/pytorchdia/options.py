@@ -143,10 +143,10 @@ BackgroundDegree = Annotated[
     int, typer.Option(min=0, help="Degree of the background polynomial.", rich_help_panel=_MODEL)
 ]
 Prior = Annotated[
-    config.PriorName,
+    config.PriorName | None,
     typer.Option(
-        help="evidence: a kernel as smooth as the data say, for a smaller error of the model; "
-        "none: the paper's plain fit, every kernel pixel free.",
+        help="evidence, the default: a kernel as smooth as the data say, for a smaller error of "
+        "the model; none: the paper's plain fit, every kernel pixel free.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -46,6 +46,7 @@ _MOST_ELLIPTICAL = 2.5
 # ln a, ln l and ln s at which the second component starts, relative to the first.
 _SECOND = np.array([-3.0, -1.0, 0.7])
 _STEP = 1e-3  # of differences by hyperparameters
+_ROUNDS, _LONGEST, _ROUNDING = 3, 0.5, 1e-9  # of the Newton steps at the end of the search
 _HOPELESS = 1e30  # stands for an infinite loss
 _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
 _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
@@ -219,7 +220,10 @@ def _component_root(logs: Tensor, points: Tensor) -> Basis:
     rho = ratio / (g + 1.0) ** 2
     z = points * torch.sqrt(g) / width
     step = torch.sqrt(rho)
-    order = min(_MAX_ORDER, math.ceil(math.log(_TAIL) / math.log(min(float(rho.detach()), 0.99))))
+    depth = (math.log(_TAIL) / torch.log(rho)).clamp(max=float(_MAX_ORDER))
+    order = math.ceil(float(depth.detach()))
+    over = depth - (order - 1)  # the last order comes in gradually, or the evidence would jump
+    last = over**2 * (3.0 - 2.0 * over)
     waves = [(1.0 - rho**2) ** 0.25 * torch.exp(-0.5 * z**2)]
     for n in range(1, order + 1):
         wave = math.sqrt(2.0 / n) * step * z * waves[-1]
@@ -227,8 +231,9 @@ def _component_root(logs: Tensor, points: Tensor) -> Basis:
             wave = wave - math.sqrt((n - 1) / n) * rho * waves[-2]
         waves.append(wave)
     along, across = torch.stack(waves, dim=-1)
-    i, j = np.tril_indices(order + 1)
-    root: Basis = amplitude * along[:, i - j] * across[:, j]
+    i, j = torch.tril_indices(order + 1, order + 1)
+    share = amplitude * torch.where(i == order, last, 1.0)
+    root: Basis = along.index_select(1, i - j) * (share * across.index_select(1, j))
     return root
 
 
@@ -267,6 +272,31 @@ class Posterior(NamedTuple):
         return cls(coefficients, product, factor, evidence)
 
 
+_Loss = Callable[[FloatArray], tuple[float, FloatArray]]
+
+
+def _polished(loss: _Loss, x: FloatArray, bounds: FloatArray) -> FloatArray:
+    """A minimum after at most ``_ROUNDS`` Newton steps with one Hessian, within its bounds."""
+    low, high = bounds.T
+    inside = np.flatnonzero((x > low) & (x < high))
+    value, gradient = loss(x)
+    ahead = [loss(x + step)[1] for step in _STEP * np.eye(len(x))[inside]]
+    hessian = np.array([(there - gradient)[inside] for there in ahead]) / _STEP
+    curvatures, axes = np.linalg.eigh(0.5 * (hessian + hessian.T))
+    curvatures = np.maximum(np.abs(curvatures), _WEAK)
+    for _ in range(_ROUNDS):
+        step = -axes @ ((axes.T @ gradient[inside]) / curvatures)
+        if not np.abs(step).max(initial=0.0) < _LONGEST:
+            break
+        nearer = x.copy()
+        nearer[inside] = np.clip(x[inside] + step, low[inside], high[inside])
+        its_value, its_gradient = loss(nearer)
+        if not its_value <= value + _ROUNDING * max(abs(value), 1.0):
+            break
+        x, value, gradient = nearer, its_value, its_gradient
+    return x
+
+
 class _Evidence:
     """ln p(data | hyperparameters), up to a constant."""
 
@@ -274,6 +304,9 @@ class _Evidence:
         self.information, self.kernel = information, kernel
         self.projected = information @ solution
         self.scale = float(solution.sum())
+        # The first term of the evidence if the prior gave way entirely: tolerances are relative to
+        # what lies beneath it.
+        self.ceiling = 0.5 * float(self.projected @ solution)
         self.half = 0.5 * max(kernel.shape)
 
     def value(self, x: FloatArray) -> float:
@@ -301,7 +334,11 @@ class _Evidence:
         return value, point.grad.numpy(), kernel
 
     def maximise(self, start: FloatArray, free: slice) -> FloatArray:
-        """The best hyperparameters, those that are not ``free`` left as they are."""
+        """The best hyperparameters, those that are not ``free`` left as they are.
+
+        A quasi-Newton search, and Newton steps at its end: where the evidence is flat the search
+        alone stops where rounding takes it.
+        """
         x = start.copy()
 
         def loss(part: FloatArray) -> tuple[float, FloatArray]:
@@ -310,13 +347,15 @@ class _Evidence:
             if not math.isfinite(value):
                 return _HOPELESS, np.zeros_like(part)
             away = part - start[free]
-            return 0.5 * _WEAK * float(away @ away) - value, _WEAK * away - gradient[free]
+            excess = value - self.ceiling
+            return 0.5 * _WEAK * float(away @ away) - excess, _WEAK * away - gradient[free]
 
+        bounds = self.bounds(start)[free]
         found = scipy.optimize.minimize(
-            loss, start[free], jac=True, method="L-BFGS-B", bounds=self.bounds(start)[free],
-            options={"maxiter": 60, "ftol": 1e-7, "gtol": 1e-2},
+            loss, start[free], jac=True, method="L-BFGS-B", bounds=bounds,
+            options={"maxiter": 100, "ftol": 1e-7, "gtol": 1e-2},
         )  # fmt: skip
-        x[free] = found.x
+        x[free] = _polished(loss, found.x, np.array(bounds))
         return x
 
     def spread(self, x: FloatArray) -> Basis:

@@ -36,7 +36,7 @@ from .memory import MemoryPlan, parse_memory, plan_memory
 from .noise import NoiseModel, stack_noise
 from .objective import Objective
 from .penalty import Penalty
-from .prior import KernelPrior
+from .prior import GaussianProcessPrior, KernelPrior
 from .solvers import Newton, Solver
 from .solvers.base import OnStep
 from .subtraction import Subtraction, SubtractionStack
@@ -53,7 +53,7 @@ def subtract(
     background: PolynomialBackground = PolynomialBackground(0),
     noise: NoiseModel | None = None,
     likelihood: Likelihood = Gaussian(),
-    penalty: Penalty | KernelPrior | None = None,
+    penalty: Penalty | KernelPrior | None = GaussianProcessPrior(),
     solver: Solver = Newton(),
     mask: Any = None,
     reference_noise: NoiseModel | None = None,
@@ -86,9 +86,9 @@ def subtract(
     likelihood : Likelihood
         Gaussian (eq 8), or a robust one (section 2.4).
     penalty : KernelPrior or Penalty, optional
-        Regularises the kernel. GaussianProcessPrior() makes it as smooth as the data say, by the
-        evidence; LaplacianPenalty is that of section 2.7; None is the paper's plain fit with every
-        kernel pixel free.
+        Regularises the kernel. The default makes it as smooth as the data say, by the evidence;
+        LaplacianPenalty is that of section 2.7; None is the paper's plain fit with every kernel
+        pixel free.
     solver : Solver
         Newton, AdamLBFGS or NormalEquations.
     mask : array_like, optional

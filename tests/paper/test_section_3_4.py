@@ -30,7 +30,7 @@ def fit(target, reference, dtype):
     variance = FixedVariance(25.0 + np.clip(target, 1.0, None))
     return subtract(
         target, reference, kernel=DeltaKernel(SIZE), noise=variance,
-        reference_noise=FixedVariance(1.0), dtype=dtype,
+        reference_noise=FixedVariance(1.0), penalty=None, dtype=dtype,
     )  # fmt: skip
 
 

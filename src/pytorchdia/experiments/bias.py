@@ -115,7 +115,7 @@ def _fit(target: FloatArray, reference: FloatArray, dtype: torch.dtype) -> Subtr
         warnings.simplefilter("ignore", NoiseWarning)  # there is no noise, on purpose
         result = subtract(
             target, reference, kernel=DeltaKernel(SIZE), dtype=dtype, covariance=False,
-            noise=noise, reference_noise=FixedVariance(1.0),
+            noise=noise, reference_noise=FixedVariance(1.0), penalty=None,
         )  # fmt: skip
     assert isinstance(result, Subtraction)  # two images make one pair
     return result

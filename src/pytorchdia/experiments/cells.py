@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CELLS", "METHODS", "SNR_REGIMES", "Cell", "CellValue"]
-
-METHODS = ("b08", "plain", "prior")
-"""Iterated least squares; maximum likelihood, every pixel free; the prior found by the evidence."""
+__all__ = ["CELLS", "SNR_REGIMES", "Cell", "CellValue"]
 
 SNR_REGIMES = ((8.0, 40.0), (40.0, 200.0), (200.0, 1000.0))
 
@@ -52,8 +49,8 @@ CELLS = tuple(
 class CellValue:
     """One metric of one method in one cell.
 
-    ``value`` is a median with its 16th and 84th percentiles, or MPB or MPV; ``error`` is its
-    standard error.
+    ``value`` is a median with its 16th and 84th percentiles, or a single number of the cell such as
+    MPB, with itself for both; ``error`` is its standard error.
     """
 
     method: str

@@ -1,0 +1,75 @@
+"""The same run over a real local Dask cluster, with a worker that is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytorchdia import InputError, LightCurves, reduce
+from pytorchdia.cluster import dask_executor
+from pytorchdia.pipeline import run_season
+from pytorchdia.run_config import load_settings
+
+from .small_season import products, write_season
+
+pytest.importorskip("distributed")
+# What Dask leaves to the garbage collector when a worker is killed is not ours.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
+    write_season(tmp_path / "a", 6)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    reduce(tmp_path / "a" / "config.toml")
+    (tmp_path / "b" / "broken.fits").write_bytes(b"SIMPLE  =                    T")
+    killed = []
+
+    with dask_executor(2, None) as executor:
+        pids = executor.client.run(os.getpid)  # type: ignore[attr-defined]
+        assert len(pids) == 2
+        assert os.getpid() not in pids.values()
+
+        def kill(step: str, done: int, total: int) -> None:
+            if step == "subtract" and done == 1 and not killed:
+                killed.append(next(iter(pids.values())))
+                os.kill(killed[0], signal.SIGKILL)
+
+        summary = run_season(load_settings(tmp_path / "b" / "config.toml"), executor, progress=kill)
+    assert killed
+    statuses = {row.name: row.status for row in summary.rows}
+    assert statuses.pop("broken") == "failed"  # a row, as in one process
+    assert list(statuses.values()) == ["done"] * 6
+    here, there = (LightCurves(tmp_path / name / "run") for name in "ab")
+    extra = {"states/measure/broken.json"}
+    assert (
+        set(products(there.run)) - set(products(here.run)) == extra
+    )  # nothing lost, nothing twice
+    assert len(here) == len(there)
+    for star in here:
+        one, other = here[star], there[star]
+        assert list(one.epochs["frame"]) == list(other.epochs["frame"])
+        # Other numbers of threads add up in another order.
+        apart = np.ma.abs(one.epochs["flux"] - other.epochs["flux"]) / one.epochs["error"]
+        assert np.ma.max(apart) < 0.05
+
+
+def test_without_dask_it_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_season(tmp_path, 2)
+    monkeypatch.setitem(sys.modules, "dask", None)
+    with pytest.raises(InputError, match=r"pip install 'pytorchdia\[cluster\]'"):
+        reduce(tmp_path / "config.toml", workers=2)
+
+
+def test_a_scheduler_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_season(tmp_path, 2)
+    monkeypatch.setattr("pytorchdia.cluster.PATIENCE", 1.0)
+    with pytest.raises(InputError, match="does not answer"):
+        reduce(tmp_path / "config.toml", scheduler="tcp://127.0.0.1:9")

@@ -1,0 +1,492 @@
+"""The run as a state machine: reruns, kills, bad nights, full disks, and the numbers at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+
+from pytorchdia import InputError, LightCurves, reduce
+from pytorchdia.errors import ReadError, WriteError
+from pytorchdia.frames_table import read_frames
+from pytorchdia.pipeline import Summary
+from pytorchdia.simulate import Stars
+
+from .small_season import (
+    CONFIG,
+    EXPOSURE,
+    SHAPE,
+    VARIABLE,
+    Epoch,
+    epochs,
+    products,
+    sky_stars,
+    write_frame,
+    write_season,
+)
+
+STEPS = ("measure", "register", "reference", "subtract", "photometry", "variables")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums then come out the same whatever else the machine does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a season that was reduced without disturbance."""
+    folder = tmp_path_factory.mktemp("season")
+    write_season(folder)
+    reduce(folder / "config.toml")
+    return folder
+
+
+@pytest.fixture
+def season(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to change; times of files are kept."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    return folder
+
+
+def to_do(summary: Summary) -> dict[str, int]:
+    return {step: n for step, _, n in summary.planned}
+
+
+def statuses(summary: Summary) -> dict[str, str]:
+    return {row.name: row.status for row in summary.rows}
+
+
+# The numbers.
+
+
+def test_the_variable_is_found_and_its_light_curve_is_the_truth(finished: Path) -> None:
+    curves = LightCurves.open(finished / "run")
+    curve = curves.at(*VARIABLE)
+    assert np.hypot(curve.x - VARIABLE[0], curve.y - VARIABLE[1]) < 0.5
+    truth = np.array([epoch.flux for epoch in epochs(6)])
+    flux, error = (np.asarray(curve.epochs[name]) for name in ("flux", "error"))
+    # The reference holds a mean of the star's states, so that a constant is free.
+    offset = np.average(flux - truth, weights=error**-2)
+    pulls = (flux - truth - offset) / error
+    assert np.abs(pulls).max() < 5
+    assert np.ptp(flux) > 20 * np.median(error)
+    candidates = json.loads((finished / "run/states/variables/candidates.json").read_text())[
+        "values"
+    ]
+    assert candidates["candidates"] >= 1
+    assert candidates["epochs"] == 6
+
+
+def test_constant_stars_scatter_as_their_errors_say(finished: Path) -> None:
+    curves = LightCurves(finished / "run")
+    pulls = []
+    for star in curves:
+        curve = curves[star]
+        if np.hypot(curve.x - VARIABLE[0], curve.y - VARIABLE[1]) < 6:
+            continue
+        good = np.asarray(curve.epochs["flags"]) == 0
+        if good.sum() >= 4:
+            flux, error = (np.asarray(curve.epochs[n])[good] for n in ("flux", "error"))
+            mean = np.average(flux, weights=error**-2)
+            pulls += list((flux - mean) / error / np.sqrt(1 - 1 / good.sum()))
+    assert len(pulls) > 50
+    assert 0.7 < 1.4826 * np.median(np.abs(pulls)) < 1.4
+
+
+def test_the_table_tells_of_every_frame(finished: Path) -> None:
+    table = read_frames(finished / "run")
+    assert list(table["status"]) == ["done"] * 6
+    for row, epoch in zip(table, epochs(6), strict=True):
+        assert row["time"] == pytest.approx(epoch.mjd + 0.5 * EXPOSURE / 86400)
+        assert (row["shift_x"], row["shift_y"]) == pytest.approx(epoch.shift, abs=0.15)
+        assert row["fwhm"] == pytest.approx(2.3548 * epoch.phi, rel=0.2)
+    # P is relative to the reference, whose first frame sets the scale.
+    scales = np.asarray(table["scale"]) / [epoch.scale for epoch in epochs(6)]
+    assert scales == pytest.approx(np.full(6, scales.mean()), rel=0.03)
+
+
+def test_steps_can_be_done_one_by_one_with_the_same_result(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    with pytest.raises(InputError, match="do that step first"):
+        reduce(folder / "config.toml", only="subtract")
+    assert set(to_do(reduce(folder / "config.toml", until="reference"))) == {
+        "measure", "register", "reference"
+    }  # fmt: skip
+    assert not (folder / "run/differences").exists()
+    for step in ("subtract", "photometry"):
+        reduce(folder / "config.toml", only=step)
+    assert products(folder / "run") == products(finished / "run")
+
+
+def test_a_flat_field_enters_the_noise(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    fits.PrimaryHDU(np.full(SHAPE, 0.25, "f4")).writeto(folder / "flat.image")
+    (folder / "config.toml").write_text(
+        CONFIG.replace("[subtract]", 'flat = "flat.image"\n[subtract]')
+    )
+    reduce(folder / "config.toml")
+    name = "run/differences/frame001_diff.fits"
+    with fits.open(folder / name) as flat, fits.open(finished / name) as plain:
+        good = (flat["MASK"].data == 0) & (plain["MASK"].data == 0)
+        ratio = flat["VARIANCE"].data[good] / plain["VARIANCE"].data[good]
+    assert np.median(ratio) > 2  # eq 6: the photons' noise grows by 1 / F
+
+
+def test_a_list_of_stars_and_registered_frames(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    (folder / "mine.csv").write_text(f"name,x,y\nV1,{VARIABLE[0]},{VARIABLE[1]}\n")
+    (folder / "config.toml").write_text(
+        CONFIG.replace('"run"', '"run"\nkeep_registered = true') + '[stars]\nlist = "mine.csv"\n'
+    )
+    reduce(folder / "config.toml")
+    curves, before = LightCurves(folder / "run"), LightCurves(finished / "run")
+    assert list(curves.stars["name"]) == ["V1"]
+    mine, found = (c.at(*VARIABLE).epochs for c in (curves, before))
+    apart = np.abs(np.asarray(mine["flux"]) - np.asarray(found["flux"]))
+    assert (apart < 3 * np.asarray(found["error"])).all()
+    assert len(list((folder / "run/registered").glob("*.fits"))) == 6
+
+
+# Reruns.
+
+
+def test_a_rerun_does_nothing(season: Path) -> None:
+    before = products(season / "run")
+    assert set(to_do(reduce(season / "config.toml")).values()) == {0}
+    assert products(season / "run") == before
+
+
+def test_a_dry_run_touches_nothing(finished: Path, tmp_path: Path) -> None:
+    write_season(tmp_path)
+    plan = reduce(tmp_path / "config.toml", dry_run=True)
+    assert plan.planned == (("measure", 0, 6),)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == []
+    assert set(to_do(reduce(finished / "config.toml", dry_run=True)).values()) == {0}
+
+
+def test_a_touched_file_is_only_looked_at(season: Path) -> None:
+    os.utime(season / "frame002.fits")
+    work = to_do(reduce(season / "config.toml"))
+    assert work == {**dict.fromkeys(STEPS, 0), "measure": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "steps"),
+    [
+        ("[photometry]\nsky_spacing = 16.0\n", {"photometry": 6, "variables": 1}),
+        ("[variables]\nthreshold = 7.0\n", {"photometry": 6, "variables": 1}),
+        ("[frames]\nexclude = ['nothing*']\n", {}),
+        ("[quality]\nmax_fwhm = 99.0\n", {}),
+    ],
+)
+def test_a_changed_setting_repeats_only_what_uses_it(
+    season: Path, line: str, steps: dict[str, int]
+) -> None:
+    config = season / "config.toml"
+    text = CONFIG.replace('[frames]\nfiles = ["*.fits"]\n', "") if "[frames]" in line else CONFIG
+    config.write_text(text + line)
+    assert to_do(reduce(config)) == {**dict.fromkeys(STEPS, 0), **steps}
+
+
+def test_a_frame_that_is_added_and_taken_away_again(season: Path) -> None:
+    before = products(season / "run")
+    write_frame(season, Epoch("frame900", 59010.0, (1.0, 2.0), 1.8, 1.0, 0.0))
+    work = to_do(reduce(season / "config.toml"))
+    assert work["measure"] == work["register"] == work["subtract"] == work["photometry"] == 1
+    assert work["reference"] == 0
+    assert len(LightCurves(season / "run").at(*VARIABLE)) == 7
+    (season / "frame900.fits").unlink()
+    assert to_do(reduce(season / "config.toml"))["subtract"] == 0
+    assert products(season / "run") == before
+
+
+def test_a_product_that_is_lost_is_made_again(season: Path) -> None:
+    before = products(season / "run")
+    (season / "run/differences/frame003_diff.fits").unlink()
+    (season / "run/photometry/frame001.parquet").write_bytes(b"short")
+    work = to_do(reduce(season / "config.toml"))
+    assert work["subtract"] == 1
+    assert work["photometry"] == 1
+    assert products(season / "run") == before
+
+
+# Kills.
+
+_DRIVER = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from pytorchdia import reduce
+
+def child(config):
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        code = 1
+        try:
+            reduce(config)
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return pid
+
+undisturbed, disturbed = sys.argv[1:3]
+started = time.monotonic()
+assert os.waitpid(child(undisturbed), 0)[1] == 0
+whole = time.monotonic() - started
+kills = 0
+while kills < 20:
+    pid = child(disturbed)
+    time.sleep(random.uniform(0.02, whole / 4))
+    os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    kills += os.WIFSIGNALED(status)
+    if not os.WIFSIGNALED(status):  # it had come to its end: begin anew
+        import shutil
+        shutil.rmtree(Path(disturbed).parent / "run")
+assert os.waitpid(child(disturbed), 0)[1] == 0
+"""
+
+
+def test_killed_at_twenty_random_moments_the_result_is_the_same(tmp_path: Path) -> None:
+    write_season(tmp_path / "a", 4)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    configs = [str(tmp_path / name / "config.toml") for name in "ab"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER, *configs], env=environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert products(tmp_path / "a/run") == products(tmp_path / "b/run")
+    assert not list((tmp_path / "b/run").rglob("*.part*"))
+
+
+def test_interrupted_by_hand_it_goes_on(tmp_path: Path, finished: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+
+    def stop(step: str, done: int, total: int) -> None:
+        if (step, done) == ("subtract", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reduce(folder / "config.toml", progress=stop)
+    assert set(read_frames(folder / "run")["status"]) == {"to do"}
+    assert to_do(reduce(folder / "config.toml"))["subtract"] == 3
+    assert products(folder / "run") == products(finished / "run")
+
+
+# Bad nights.
+
+
+@pytest.fixture(scope="module")
+def bad_night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+    """Good frames and one of each kind that a night can spoil."""
+    folder = tmp_path_factory.mktemp("bad")
+    write_season(folder)
+    good = epochs(6)[2]
+
+    def as_(name: str, mjd: float = 59020.0) -> Epoch:
+        return Epoch(name, mjd, good.shift, good.phi, good.scale, good.flux)
+
+    nothing = Stars(np.array([-50.0]), np.array([-50.0]), np.array([1.0]))
+    one = Stars(np.array([20.0]), np.array([70.0]), np.array([50000.0]))
+    write_frame(folder, as_("b_nostars"), stars=nothing)
+    path = write_frame(folder, as_("b_onestar"), stars=one)
+    with fits.open(path, mode="update") as hdus:  # without the variable star, too
+        hdus[0].data = (400 + 17 * np.random.default_rng(3).standard_normal(SHAPE)).astype("f4")
+        hdus[0].data[68:73, 18:23] += 3000
+    path = write_frame(folder, as_("b_nostars"), stars=nothing)
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].data = (400 + 17 * np.random.default_rng(4).standard_normal(SHAPE)).astype("f4")
+    write_frame(folder, as_("b_otherfield"), stars=sky_stars(seed=77))
+    shutil.copy(folder / "frame001.fits", folder / "frame001_again.fits")
+    write_frame(folder, as_("b_notime"), MJD_OBS=None)
+    write_frame(folder, as_("b_filter"), FILTER="V")
+    path = write_frame(folder, as_("b_truncated"))
+    path.write_bytes(path.read_bytes()[:20000])
+    path = write_frame(folder, as_("b_nan"))
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].data[:] = np.nan
+    write_frame(folder, as_("a_early", mjd=58990.0), seed=4)
+    return folder, reduce(folder / "config.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "word"),
+    [
+        ("b_nostars", "rejected", "star"),
+        ("b_onestar", "rejected", "star"),
+        ("b_otherfield", "failed", "match"),
+        ("frame001_again", "rejected", "same pixels as frame001"),
+        ("b_notime", "rejected", "when it was taken"),
+        ("b_filter", "rejected", "filter V"),
+        ("b_truncated", "failed", "truncated"),
+        ("b_nan", "rejected", "not finite"),
+        ("a_early", "done", ""),
+    ],
+)
+def test_a_bad_frame_is_a_row_with_its_reason(
+    bad_night: tuple[Path, Summary], name: str, status: str, word: str
+) -> None:
+    row = next(row for row in bad_night[1].rows if row.name == name)
+    assert row.status == status
+    assert word in row.reason
+    assert bool(row.reason) == (status != "done")
+
+
+def test_a_bad_night_spoils_no_good_frame(bad_night: tuple[Path, Summary]) -> None:
+    folder, summary = bad_night
+    assert [s for n, s in statuses(summary).items() if n.startswith("frame00")].count("done") == 6
+    curve = LightCurves(folder / "run").at(*VARIABLE)
+    times = np.asarray(curve.epochs["time"])
+    assert str(curve.epochs["frame"][0]) == "a_early"  # in the order of time, not of names
+    assert (np.diff(times) > 0).all()
+    assert np.isfinite(np.asarray(curve.epochs["flux"])).all()
+
+
+def test_a_night_without_one_good_frame_says_so(tmp_path: Path) -> None:
+    for i in range(3):
+        fits.PrimaryHDU(np.full((40, 40), np.nan, "f4")).writeto(tmp_path / f"f{i}.fits")
+    (tmp_path / "config.toml").write_text(CONFIG)
+    with pytest.raises(InputError, match="None of the 3 frames can be used"):
+        reduce(tmp_path / "config.toml")
+    assert set(read_frames(tmp_path / "run")["status"]) == {"rejected"}
+
+
+def test_a_reference_masked_in_half(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:, : SHAPE[1] // 2 - 12] = 1
+    fits.PrimaryHDU(mask).writeto(folder / "bad.mask")
+    (folder / "config.toml").write_text(
+        CONFIG.replace("[subtract]", 'mask = "bad.mask"\n[subtract]')
+    )
+    summary = reduce(folder / "config.toml")
+    assert set(statuses(summary).values()) == {"done"}
+    curve = LightCurves(folder / "run").at(*VARIABLE)
+    whole = LightCurves(finished / "run").at(*VARIABLE)
+    apart = np.asarray(curve.epochs["flux"]) - np.asarray(whole.epochs["flux"])
+    assert np.abs(apart - np.median(apart)).max() < 5 * np.asarray(whole.epochs["error"]).max()
+
+
+def test_a_full_disk_stops_the_run_and_leaves_nothing_half(
+    finished: Path, tmp_path: Path, run_cli
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    reduce(folder / "config.toml", until="register")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))  # no file can grow beyond it
+    try:
+        outcome = run_cli("reduce", folder / "config.toml", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert outcome.code == 4
+    assert "reference.fits could not be written" in outcome.err
+    assert not list((folder / "run").rglob("*.part*"))
+    state = json.loads((folder / "run/states/reference/reference.json").read_text())
+    assert state["outcome"] == "failed"
+    assert "could not be written" in state["reason"]
+    reduce(folder / "config.toml")
+    assert products(folder / "run") == products(finished / "run")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    write_season(tmp_path, 2)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "config.toml").write_text(CONFIG.replace('"run"', '"file/run"'))
+    with pytest.raises(WriteError, match="cannot be written"):
+        reduce(tmp_path / "config.toml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the super-user may write anywhere")
+def test_a_read_only_folder_is_refused_before_any_work(season: Path) -> None:
+    (season / "run").chmod(0o500)
+    try:
+        with pytest.raises(WriteError, match="cannot be written"):
+            reduce(season / "config.toml")
+    finally:
+        (season / "run").chmod(0o700)
+
+
+def test_two_runs_at_once_are_refused(season: Path) -> None:
+    def again(step: str, done: int, total: int) -> None:
+        with pytest.raises(WriteError, match="Another run is at work"):
+            reduce(season / "config.toml")
+
+    os.utime(season / "frame000.fits")
+    reduce(season / "config.toml", progress=again)
+
+
+def test_frames_with_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for night, seed in (("night1", 0), ("night2", 1)):
+        (tmp_path / night).mkdir()
+        for epoch in epochs(2):
+            write_frame(tmp_path / night, epoch, seed)
+    (tmp_path / "config.toml").write_text(CONFIG.replace("*.fits", "night*/*.fits"))
+    names = set(statuses(reduce(tmp_path / "config.toml", until="register")))
+    assert names == {f"night{n}_frame00{i}" for n in (1, 2) for i in (0, 1)}
+
+
+# The command line.
+
+
+def test_commands(season: Path, run_cli) -> None:
+    assert run_cli("reduce", season / "config.toml").code == 0
+    assert "Nothing is left to do" in run_cli("reduce", season / "config.toml", "--dry-run").out
+    shown = run_cli("status", season / "run")
+    assert shown.code == 0
+    assert "frame003" in shown.out
+    rows = json.loads(run_cli("status", season / "run", "--json").out)
+    assert [row["status"] for row in rows] == ["done"] * 6
+    x, y = VARIABLE
+    shown = run_cli("lightcurve", season / "run", "--x", x, "--y", y)
+    assert shown.code == 0
+    assert len(shown.out.splitlines()) >= 7
+    done = run_cli("lightcurve", season / "run", 1, "-o", season / "a.csv",
+                   "--plot", season / "a.png")  # fmt: skip
+    assert done.code == 0
+    assert (season / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (season / "a.csv").exists()
+    assert run_cli("lightcurve", season / "run", 99999).code == 3
+    assert run_cli("lightcurve", season / "run").code == 3
+    assert run_cli("reduce", season / "config.toml", "--only", "nothing").code == 3
+
+
+def test_failed_frames_have_an_exit_code_of_their_own(season: Path, run_cli) -> None:
+    (season / "broken.fits").write_bytes(b"SIMPLE  =                    T")
+    outcome = run_cli("reduce", season / "config.toml")
+    assert outcome.code == 6
+    assert "broken" in outcome.err
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="no run of"):
+        read_frames(tmp_path)
+    with pytest.raises(ReadError, match="no run of"):
+        LightCurves(tmp_path)

@@ -1,0 +1,171 @@
+"""Many frames made into one reference: deep, clean, sharp, and with an honest variance."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import pytorchdia as dia
+from pytorchdia.combining import combine, measure_scaling
+from pytorchdia.detection import detect_stars, star_shapes
+from pytorchdia.errors import InputError, ShapeError
+from pytorchdia.reference import make_reference
+from pytorchdia.simulate import Stars, render_gaussian
+
+SHAPE = (220, 240)
+GAIN, READ_NOISE = 1.5, 5.0
+
+
+def stars(seed=1, n=150):
+    rng = np.random.default_rng([3, seed])
+    return Stars(rng.uniform(-20, 259, n), rng.uniform(-20, 239, n), rng.uniform(2e3, 6e4, n))
+
+
+def clean(scale=1.0, sky=500.0, phi=1.5, shift=(0.0, 0.0)):
+    return sky + scale * render_gaussian(stars().shifted(*shift), SHAPE, phi)
+
+
+def frame(seed, noisy=True, spoil=None, **options):
+    image = clean(**options)
+    if noisy:
+        sigma = np.sqrt((READ_NOISE / GAIN) ** 2 + image / GAIN)
+        image = image + sigma * np.random.default_rng([8, seed]).standard_normal(SHAPE)
+    if spoil is not None:
+        spoil(image)
+    return dia.as_frame(image, gain=GAIN, read_noise=READ_NOISE, saturation=np.inf)
+
+
+def test_mean_of_equal_frames_has_the_variance_that_it_claims():
+    combined = combine([frame(seed) for seed in range(6)])
+    residual = (combined.data.numpy() - clean()) / np.sqrt(combined.variance.numpy())
+    assert not combined.mask.any()
+    assert np.mean(residual**2) == pytest.approx(1.0, abs=0.03)
+    assert np.median(combined.variance) == pytest.approx(500.0 / GAIN / 6, rel=0.1)
+    assert combined.detector.gain == pytest.approx(6 * GAIN, rel=0.01)
+
+
+def test_frames_of_other_scale_and_sky_are_brought_to_the_first():
+    frames = [frame(0), frame(1, scale=0.6, sky=900.0), frame(2, scale=1.7, sky=200.0)]
+    combined = combine(frames)
+    residual = combined.data.numpy() - clean()
+    # The scales are known to some 0.1 per cent.
+    limit = 0.005 * (clean() - 500.0) + 6 * np.sqrt(combined.variance.numpy()) + 2.0
+    assert (np.abs(residual) < limit).mean() > 0.999
+    assert abs(np.median(residual)) < 2.0
+    # A weight is the inverse variance of the sky: 0.6^2/900, 1.7^2/200, in terms of 1/500.
+    expected = 1.0 / (GAIN * sum(s**2 / (v + 16.7) for s, v in ((1, 500), (0.6, 900), (1.7, 200))))
+    assert np.median(combined.variance) == pytest.approx(expected, rel=0.15)
+
+
+def test_scaling_is_that_of_the_simulation():
+    first, other = frame(0), frame(1, scale=0.6, sky=900.0, phi=1.8)
+    found = measure_scaling(other, first, detect_stars(first), 5.5)
+    assert found.scale == pytest.approx(0.6, rel=0.01)
+    assert found.sky == pytest.approx(900.0, abs=10.0)
+
+
+def hit(image):
+    """A cosmic ray, a satellite and a hot pixel on a star."""
+    image[60, 40:52] += 2500.0
+    image[:, 130] += 800.0
+    image[180, 200] += 4e4
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_outliers_are_rejected(n):
+    frames = [frame(0), frame(1, spoil=hit), *(frame(seed) for seed in range(2, n))]
+    combined, plain = combine(frames), combine(frames, reject=False)
+    struck = np.zeros(SHAPE, dtype=bool)
+    hit(struck_by := np.zeros(SHAPE))
+    struck = struck_by > 0
+    sigma = np.sqrt(combined.variance.numpy())
+    flat = clean() < 560.0  # on stars the limit is wider by what the seeing may do
+    error = np.abs(combined.data.numpy() - clean())
+    assert (error < 5 * sigma)[struck & flat].all()
+    assert (np.abs(plain.data.numpy() - clean()) > 5 * sigma)[struck].mean() > 0.95
+
+
+def test_stars_of_another_seeing_are_no_outliers():
+    frames = [frame(seed, phi=phi) for seed, phi in enumerate((1.5, 1.6, 1.7, 1.8))]
+    combined, plain = combine(frames), combine(frames, reject=False)
+    peaks = clean() > 2000.0
+    np.testing.assert_allclose(combined.data.numpy()[peaks], plain.data.numpy()[peaks], rtol=0.02)
+
+
+def test_pixels_of_no_frame_are_flagged_and_those_of_one_are_filled():
+    def left(image):
+        image[:, :30] = np.nan
+
+    def lower(image):
+        image[:20, :] = np.nan
+
+    combined = combine([frame(0, spoil=left), frame(1, spoil=lower)])
+    lost = np.zeros(SHAPE, dtype=bool)
+    lost[:20, :30] = True
+    np.testing.assert_array_equal(combined.mask.numpy(), lost)
+    filled = combined.data.numpy()[100:, :30] - clean()[100:, :30]
+    assert np.abs(filled).max() < 6 * np.sqrt(clean()[100:, :30].max() / GAIN)
+    sky = clean() < 520.0
+    sky[:20] = False
+    variance = combined.variance.numpy()
+    one, both = np.median(variance[:, :30][sky[:, :30]]), np.median(variance[:, 30:][sky[:, 30:]])
+    assert one / both == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_reference_of_shifted_frames_is_as_sharp_as_the_frames():
+    shifts = [(0.0, 0.0), (12.5, -7.5), (-4.4, 3.5), (8.5, 8.5)]
+    frames = [frame(seed, shift=shift) for seed, shift in enumerate(shifts)]
+    reference = make_reference(frames)
+    width, _ = star_shapes(reference, detect_stars(reference))
+    single, _ = star_shapes(frames[0], detect_stars(frames[0]))
+    assert width == pytest.approx(single, rel=0.02)
+    inner = (slice(20, -20), slice(20, -20))
+    residual = (reference.data.numpy() - clean())[inner]
+    assert np.std(residual[clean()[inner] < 560.0]) < 0.6 * math.sqrt(500.0 / GAIN)
+    assert {f.code for f in reference.findings} == {"reference-combined", "reference-resampled"}
+
+
+def test_a_frame_of_another_field_is_left_out_and_named():
+    rng = np.random.default_rng(0)
+    other = Stars(rng.uniform(0, 239, 150), rng.uniform(0, 219, 150), rng.uniform(2e3, 6e4, 150))
+    image = 500.0 + render_gaussian(other, SHAPE, 1.5) + 18 * rng.standard_normal(SHAPE)
+    reference = make_reference([frame(0), frame(1), dia.as_frame(image, gain=GAIN)])
+    left_out = [f for f in reference.findings if f.code == "reference-frame-left-out"]
+    assert len(left_out) == 1
+    assert "another field" in left_out[0].message
+    assert (
+        "2 frames" in next(f for f in reference.findings if f.code == "reference-combined").message
+    )
+
+
+def test_one_frame_is_its_own_reference():
+    one = frame(0)
+    reference = make_reference([one])
+    np.testing.assert_allclose(reference.data.numpy(), one.data.numpy(), atol=1e-9)
+    assert reference.variance is not None
+
+
+def test_strips_make_no_difference():
+    from pytorchdia import combining as module
+
+    frames = [frame(0), frame(1, spoil=hit), frame(2)]
+    whole = combine(frames)
+    original = module.strips
+    try:
+        module.strips = lambda height, rows: original(height, 17)
+        narrow = combine(frames)
+    finally:
+        module.strips = original
+    np.testing.assert_array_equal(whole.data.numpy(), narrow.data.numpy())
+    np.testing.assert_array_equal(whole.variance.numpy(), narrow.variance.numpy())
+
+
+def test_what_cannot_be_combined_is_refused():
+    with pytest.raises(InputError, match="no frames"):
+        combine([])
+    with pytest.raises(InputError, match="no frames"):
+        make_reference([])
+    with pytest.raises(ShapeError, match="register"):
+        combine([frame(0), dia.as_frame(np.ones((5, 5)))])

@@ -1,0 +1,144 @@
+"""Settings: what is wrong is named, and a first file comes from the headers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from pytorchdia import InputError
+from pytorchdia.errors import ReadError, WriteError
+from pytorchdia.frame_list import sources_of
+from pytorchdia.run_config import Settings, describe_settings, load_settings
+from pytorchdia.run_init import init_config, read_headers
+
+from .small_season import epochs, write_frame, write_season
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, "")).model_dump() == Settings().model_dump()
+    assert load_settings(written(tmp_path, "")).run_folder == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[subtract]\nkernal = 9\n", ["'subtract.kernal'", "did you mean 'kernel'"]),
+        ("[subtrct]\nkernel = 9\n", ["'subtrct'", "did you mean 'subtract'"]),
+        ("[register]\nmax_shft = 9\n", ["'register.max_shft'", "'max_shift'"]),
+        ("[subtract]\nkernel = 8\n", ["subtract", "odd"]),
+        ("[subtract]\nlikelihood = 'cauchy'\n", ["subtract.likelihood = 'cauchy'", "huber"]),
+        ("[camera]\ngain = -1\n", ["camera.gain = -1", "greater than 0"]),
+        ("[camera]\ngain = nan\n", ["camera.gain"]),
+        ("[quality]\nmin_stars = 'many'\n", ["quality.min_stars = 'many'"]),
+        ("[subtract]\nregions = 0\n", ["subtract.regions"]),
+        ("[frames]\nfiles = []\n", ["frames.files"]),
+        ("[camera]\ngain = 0\nread_noise = -1\n", ["camera.gain", "camera.read_noise"]),
+        ("[camera\n", ["not valid TOML", "line 1"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        load_settings(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="pytorchdia init"):
+        load_settings(tmp_path / "nothing.toml")
+
+
+def test_every_setting_has_a_meaning_and_stands_in_the_documentation() -> None:
+    text = (DOCS / "season.md").read_text()
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \|", text, re.M)
+    assert rows == [(section, key) for section, key, _, _ in describe_settings()]
+    assert all(meaning.endswith(".") for _, _, _, meaning in describe_settings())
+
+
+def test_no_frames_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"frames\.files"):
+        sources_of(load_settings(written(tmp_path, "")))
+
+
+def test_results_masks_and_excluded_files_are_no_frames(tmp_path: Path) -> None:
+    write_season(tmp_path, 3)
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "frame000.fits", tmp_path / "run" / "reference.fits")
+    shutil.copy(tmp_path / "frame000.fits", tmp_path / "mask.fits")
+    text = "[frames]\nfiles = ['*.fits', 'run/*.fits']\nexclude = ['*2.fits']\nmask = 'mask.fits'\n"
+    names = [source.name for source in sources_of(load_settings(written(tmp_path, text)))]
+    assert names == ["frame000", "frame001"]
+
+
+def test_init_writes_what_load_reads(tmp_path: Path) -> None:
+    write_season(tmp_path, 4)
+    (tmp_path / "config.toml").unlink()
+    write_frame(tmp_path, epochs(5)[4], FILTER="V")
+    (tmp_path / "broken.fits").write_bytes(b"no FITS")
+    fits.PrimaryHDU(np.zeros((8, 8), "f4")).writeto(tmp_path / "small.fits")
+    bias = fits.Header()
+    bias["IMAGETYP"] = "Bias Frame"
+    fits.PrimaryHDU(np.zeros((96, 100), "f4"), bias).writeto(tmp_path / "bias001.fits")
+    path = init_config(tmp_path)
+    text = path.read_text()
+    settings = load_settings(path)
+    assert settings.frames.filter == "I"
+    names = [source.name for source in sources_of(settings)]
+    assert names == [f"frame00{i}" for i in range(5)]  # the other filter is told by its header
+    assert "4 frames of 96 x 100 pixels, filter I" in text
+    assert "# gain = 1.5  # GAIN of each frame" in text
+    for name in ("frame004", "broken", "small", "bias001"):
+        assert f"# Left out: {name}.fits" in text
+    for section, key, _, meaning in describe_settings():
+        assert f"[{section}]" in text
+        assert re.search(rf"^(# )?{key} =", text, re.M), key
+        assert meaning in text
+    with pytest.raises(WriteError, match="exists already"):
+        init_config(tmp_path)
+    assert init_config(tmp_path, overwrite=True).read_text() == text
+
+
+def test_what_init_shows_as_defaults_can_be_switched_on(tmp_path: Path) -> None:
+    write_season(tmp_path, 2)
+    (tmp_path / "config.toml").unlink()
+    text = init_config(tmp_path).read_text()
+    lines = [re.sub(r"^# (?=\w+ = )", "", line) for line in text.splitlines()]
+    values = tomllib.loads("\n".join(lines))
+    assert Settings.model_validate(values).subtract == Settings().subtract
+
+
+def test_init_elsewhere_points_back_to_the_frames(tmp_path: Path) -> None:
+    write_season(tmp_path / "night", 2)
+    path = init_config(tmp_path / "night", tmp_path / "settings.toml")
+    names = [source.name for source in sources_of(load_settings(path))]
+    assert names == ["frame000", "frame001"]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_init_without_frames(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="folder"):
+        init_config(tmp_path / name)
+
+
+def test_a_damaged_file_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.fits").write_bytes(b"SIMPLE  =                    T" + b" " * 50)
+    (line,) = read_headers(tmp_path)
+    assert line.problem
+    with pytest.raises(InputError, match="None of the 1 files"):
+        init_config(tmp_path)

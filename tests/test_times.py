@@ -1,0 +1,161 @@
+"""When a frame was taken, whatever the header calls it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from astropy.time import Time
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pytorchdia as dia
+from pytorchdia.frame import Detector, Frame
+from pytorchdia.headers import Keywords, TimeKeyword, filter_from_header
+from pytorchdia.times import observation_time, pointing, site
+
+START = 56506.69514  # 2013-08-02T16:41:00.1
+
+
+def frame(exposure=250.0, **header):
+    header = {key.replace("_", "-"): value for key, value in header.items()}
+    blank = dia.as_frame(np.zeros((4, 4)))
+    return Frame(
+        blank.data,
+        blank.flags,
+        meta=header,
+        name="night.fits",
+        detector=Detector(exposure=exposure),
+    )
+
+
+def codes(when):
+    return [finding.code for finding in when.findings]
+
+
+@pytest.mark.parametrize(
+    ("header", "keyword"),
+    [
+        ({"MJD_OBS": START}, "MJD-OBS"),
+        ({"JD": START + 2400000.5}, "JD"),
+        ({"MJD": START + 2400000.5}, "MJD"),
+        ({"MJD_OBS": str(START)}, "MJD-OBS"),
+        ({"DATE_OBS": "2013-08-02T16:41:00.096"}, "DATE-OBS"),
+        ({"DATE_OBS": "2013-08-02 16:41:00.096"}, "DATE-OBS"),
+        ({"DATE_OBS": "2013-08-02T16:41:00.096Z"}, "DATE-OBS"),
+        ({"DATE_OBS": "2013-08-02", "TIME_OBS": "16:41:00.096"}, "DATE-OBS+TIME-OBS"),
+        ({"DATE_OBS": "2013-08-02", "UT": " 16:41:00.096 "}, "DATE-OBS+UT"),
+        ({"DATE_OBS": "2013-08-02", "UT": 16.68336}, "DATE-OBS+UT"),
+        ({"DATE_BEG": "2013-08-02T16:41:00.096"}, "DATE-BEG"),
+    ],
+)
+def test_the_start_of_the_exposure_becomes_its_middle(header, keyword):
+    when = observation_time(frame(**header))
+    assert when.mjd == pytest.approx(START + 125.0 / 86400.0, abs=1e-7)
+    assert (when.scale, when.keyword) == ("utc", keyword)
+    assert codes(when) == []
+
+
+def test_middles_and_ends_are_known_as_such():
+    for header in ({"MJD_AVG": START}, {"DATE_AVG": "2013-08-02T16:41:00.096"}):
+        assert observation_time(frame(**header)).mjd == pytest.approx(START, abs=1e-7)
+    end = observation_time(frame(MJD_END=START))
+    assert end.mjd == pytest.approx(START - 125.0 / 86400.0)
+
+
+def test_without_exposure_the_start_is_kept_and_said():
+    when = observation_time(frame(None, MJD_OBS=START))
+    assert when.mjd == START
+    assert codes(when) == ["exposure-unknown"]
+
+
+@pytest.mark.parametrize(
+    ("timesys", "scale"), [("UTC", "utc"), ("TDB", "tdb"), ("tt", "tt"), ("TAI", "tai")]
+)
+def test_the_scale_is_that_of_timesys(timesys, scale):
+    assert observation_time(frame(MJD_OBS=START, TIMESYS=timesys)).scale == scale
+
+
+def test_an_unknown_scale_is_said():
+    when = observation_time(frame(MJD_OBS=START, TIMESYS="LOCAL"))
+    assert (when.scale, codes(when)) == ("utc", ["time-scale-unknown"])
+
+
+def test_no_keyword_gives_no_time_and_a_finding():
+    when = observation_time(frame(OBJECT="field 7"))
+    assert when.mjd is None
+    assert codes(when) == ["time-unknown"]
+
+
+@pytest.mark.parametrize(
+    "value", ["yesterday", 0.0, -1.0, math.nan, True, "2013-13-45T00:00:00", ""]
+)
+def test_what_is_no_date_is_ignored_and_said(value):
+    when = observation_time(frame(MJD_OBS=value, JD=START + 2400000.5))
+    assert when.keyword == "JD"
+    assert codes(when) == ["time-unusable"]
+
+
+def test_own_keywords_come_first():
+    own = Keywords(time=(TimeKeyword("SHUTTER", "mid", scale="tt"),), filter=("COLOUR",))
+    when = observation_time(frame(MJD_OBS=START, SHUTTER=START + 1.0), own)
+    assert (when.mjd, when.scale, when.keyword) == (START + 1.0, "tt", "SHUTTER")
+    assert filter_from_header({"FILTER": "R", "COLOUR": "I"}, own) == "I"
+
+
+def test_bjd_agrees_with_an_independent_sum_over_the_orbit():
+    # PHJDMID of this very exposure, by its observers: heliocentric, in UTC.
+    when = observation_time(frame(250.037, MJD_OBS=START, RA=" 18:15:29", DEC="-25:17:06"))
+    heliocentric = 2456507.2012729472
+    tdb_minus_utc = 67.184  # s, 35 leap seconds
+    assert when.bjd_tdb is not None
+    # The barycentre lies within 5 s of light of the sun.
+    assert abs((when.bjd_tdb - heliocentric) * 86400 - tdb_minus_utc) < 5.0
+
+
+def test_bjd_follows_the_site_by_at_most_the_size_of_the_earth():
+    place = {"SITELAT": "-31 35 48", "SITELONG": "-64 32 56", "RA": "18:15:29", "DEC": "-25:17:06"}
+    with_site = observation_time(frame(MJD_OBS=START, **place)).bjd_tdb
+    del place["SITELAT"]
+    without = observation_time(frame(MJD_OBS=START, **place)).bjd_tdb
+    assert 0.0 < abs(with_site - without) * 86400 < 0.022
+
+
+def test_a_bjd_in_the_header_is_taken_as_it_is():
+    when = observation_time(frame(BJD_TDB=2456507.2, RA=10.0, DEC=20.0))
+    assert when.mjd is not None
+    # Frame headers spell it with an underscore.
+    header = {"BJD_TDB": 2456507.2}
+    blank = frame()
+    when = observation_time(Frame(blank.data, blank.flags, meta=header))
+    assert when.bjd_tdb == pytest.approx(2456507.2, abs=1e-9)
+    assert when.scale == "tdb bary"
+
+
+@pytest.mark.parametrize(
+    ("ra", "dec"),
+    [("18:15:29", "-25:17:06"), ("18 15 29", "-25 17 06"), (273.870833, -25.285)],
+)
+def test_pointing_reads_sexagesimal_hours_and_degrees(ra, dec):
+    for names in (("RA", "DEC"), ("OBJCTRA", "OBJCTDEC")):
+        where = pointing(frame(**dict(zip(names, (ra, dec), strict=True))))
+        assert where.ra.deg == pytest.approx(273.870833, abs=1e-5)
+        assert where.dec.deg == pytest.approx(-25.285, abs=1e-5)
+    assert pointing(frame(RA="nowhere", DEC=5.0)) is None
+    assert pointing(frame()) is None
+
+
+def test_site_from_geocentric_coordinates():
+    place = site({"OBSGEO-X": 1838554.0, "OBSGEO-Y": -5258914.0, "OBSGEO-Z": -3099898.0})
+    assert place.lat.deg == pytest.approx(-29.26, abs=0.01)
+    assert site({"OBSGEO-X": 0.0, "OBSGEO-Y": 0.0, "OBSGEO-Z": 0.0}) is None
+    assert site({}) is None
+
+
+@given(mjd=st.floats(45000.0, 61000.0), exposure=st.floats(0.0, 1e4))
+def test_dates_and_numbers_agree(mjd, exposure):
+    text = Time(mjd, format="mjd", scale="utc").isot
+    a = observation_time(frame(exposure, DATE_OBS=text)).mjd
+    b = observation_time(frame(exposure, MJD_OBS=mjd)).mjd
+    assert a == pytest.approx(b, abs=2e-8)
