@@ -129,6 +129,7 @@ def test_command_line_options_exist() -> None:
         ["info"],
         ["demo"],
         ["experiment"],
+        ["simulate"],
         ["init"],
         ["reduce"],
         ["status"],

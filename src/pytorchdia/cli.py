@@ -18,6 +18,7 @@ from . import options as o
 from .background import PolynomialBackground
 from .checks import require_same_shape
 from .cli_experiment import app as experiments
+from .cli_simulate import simulate
 from .config import (
     DtypeName,
     LikelihoodName,
@@ -194,6 +195,7 @@ def demo(
 
 
 cli_season.add_commands(app)
+app.command()(simulate)
 
 
 def main() -> None:

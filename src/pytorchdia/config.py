@@ -24,6 +24,7 @@ __all__ = [
     "make_likelihood",
     "make_penalty",
     "make_solver",
+    "parse_frame_size",
     "parse_kernel_size",
 ]
 
@@ -169,3 +170,14 @@ def parse_kernel_size(text: str) -> DeltaKernel | None:
         )
     height = int(match[1])
     return DeltaKernel((height, int(match[2]))) if match[2] else DeltaKernel(height)
+
+
+def parse_frame_size(text: str) -> tuple[int, int]:
+    """``"512"`` or ``"400x600"`` (height x width) as (h, w)."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", text.lower())
+    if match is None:
+        raise InputError(
+            f"The frame size {text!r} is not understood; give one number (512), or two for height "
+            "and width (400x600)."
+        )
+    return int(match[1]), int(match[2] or match[1])

@@ -24,6 +24,7 @@ class Defect(enum.IntFlag):
     BAD_COLUMN = 4
     HIDDEN_COLUMN = 8
     TRAIL = 16
+    BLED = 32  # charge of a saturated pixel of its column ended here
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,21 @@ class Camera:
         noiseless: FloatArray,
         hits: FloatArray,
         exposures: int = 1,
-    ) -> FloatArray:
-        """The image [ADU] of so much light: Poisson noise, hits [ADU], full well, read noise."""
+    ) -> tuple[FloatArray, BoolArray]:
+        """The image [ADU] of so much light: Poisson noise, hits [ADU], full well, read noise.
+
+        Also where charge of other pixels was added.
+        """
         electrons = rng.poisson(np.maximum(noiseless, 0.0) * (self.gain * exposures))
         image = electrons / (self.gain * exposures) + hits
+        bled = np.zeros(image.shape, dtype=bool)
         if self.bleeding:
-            image = bleed(image, self.saturation)
+            charge, image = image, bleed(image, self.saturation)
+            bled = image > charge
+        full = image >= self.saturation  # such a pixel shows its full well, whatever the read noise
         image += rng.standard_normal(image.shape) * (self.read_noise / self.gain / exposures**0.5)
-        read: FloatArray = np.minimum(image, self.saturation)
-        return read
+        read: FloatArray = np.where(full, self.saturation, np.minimum(image, self.saturation))
+        return read, bled
 
 
 @dataclass(frozen=True)
@@ -182,17 +189,15 @@ def bleed(image: FloatArray, full_well: float) -> FloatArray:
 
     Charge is conserved but for what runs over the first and the last row.
     """
-    image = image.copy()
+    filled: FloatArray = np.minimum(image, full_well)
     columns = np.flatnonzero((image > full_well).any(axis=0))
-    part = image[:, columns]
-    while True:
-        excess = part - full_well
-        over = excess > 1e-6 * full_well
-        if not over.any():
-            break
-        excess[~over] = 0.0
-        part -= excess
-        part[1:] += 0.5 * excess[:-1]
-        part[:-1] += 0.5 * excess[1:]
-    image[:, columns] = part
-    return image
+    spilt = 0.5 * np.maximum(image[:, columns] - full_well, 0.0)
+    part = filled[:, columns]
+    for step in (1, -1):
+        carried = np.zeros(columns.size)
+        for row, half in zip(part[::step], spilt[::step], strict=True):
+            level = np.minimum(row + carried, full_well)
+            carried = np.maximum(carried - (level - row), 0.0) + half
+            row[:] = level
+    filled[:, columns] = part
+    return filled

@@ -40,7 +40,7 @@ class Conditions:
         multiplies ``scale``.
     exposures : int
         The image is the mean of so many, with their noise.
-    cosmic_rays : CosmicRays
+    cosmic_rays : CosmicRays, optional
     trail : Trail, optional
     """
 
@@ -51,7 +51,7 @@ class Conditions:
     rotation: float = 0.0
     kernel: FloatArray | None = field(default=None, repr=False)
     exposures: int = 1
-    cosmic_rays: CosmicRays = field(default_factory=CosmicRays)
+    cosmic_rays: CosmicRays | None = None
     trail: Trail | None = None
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Exposure:
         [ADU], (h, w). The noiseless one has the stars, the sky, the trail and the losses of bad
         columns; no cosmic rays, and no saturation.
     defects : ndarray of int
-        (h, w), bits of :class:`Defect`; 0 is good.
+        (h, w), bits of :class:`~pytorchdia.simulate.Defect`; 0 is good.
     conditions : Conditions
     camera : Camera
     """
@@ -156,10 +156,12 @@ def expose(
         noiseless += trail
         defects[trail > 0] |= Defect.TRAIL
     noiseless *= response
-    hits = conditions.cosmic_rays.hits(rng, shape)
-    image = camera.read_out(rng, noiseless, hits, conditions.exposures)
+    rays = CosmicRays() if conditions.cosmic_rays is None else conditions.cosmic_rays
+    hits = rays.hits(rng, shape)
+    image, bled = camera.read_out(rng, noiseless, hits, conditions.exposures)
     defects[hits > 0] |= Defect.COSMIC_RAY
     defects[image >= camera.saturation] |= Defect.SATURATED
+    defects[bled] |= Defect.BLED
     defects[:, list(camera.bad_columns)] |= Defect.BAD_COLUMN
     defects[:, list(camera.hidden_columns)] |= Defect.HIDDEN_COLUMN
     return Exposure(image, noiseless, defects, conditions, camera)

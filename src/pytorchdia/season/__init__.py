@@ -1,0 +1,20 @@
+"""Simulated seasons with their truth: many frames of one field, good nights and bad."""
+
+from .epochs import Epoch, Trouble
+from .field import Field, Variable
+from .files import as_hdus, frame_name, truth_tables, write_season
+from .model import START, Season, SeasonFrame
+
+__all__ = [
+    "START",
+    "Epoch",
+    "Field",
+    "Season",
+    "SeasonFrame",
+    "Trouble",
+    "Variable",
+    "as_hdus",
+    "frame_name",
+    "truth_tables",
+    "write_season",
+]
