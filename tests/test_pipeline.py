@@ -34,7 +34,7 @@ from .small_season import (
     write_season,
 )
 
-STEPS = ("measure", "register", "reference", "subtract", "photometry", "variables")
+STEPS = ("measure", "register", "reference", "subtract", "photometry", "variables", "report")
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_steps_can_be_done_one_by_one_with_the_same_result(finished: Path, tmp_p
         "measure", "register", "reference"
     }  # fmt: skip
     assert not (folder / "run/differences").exists()
-    for step in ("subtract", "photometry"):
+    for step in ("subtract", "photometry", "report"):
         reduce(folder / "config.toml", only=step)
     assert products(folder / "run") == products(finished / "run")
 
@@ -203,7 +203,8 @@ def test_a_changed_setting_repeats_only_what_uses_it(
     config = season / "config.toml"
     text = CONFIG.replace('[frames]\nfiles = ["*.fits"]\n', "") if "[frames]" in line else CONFIG
     config.write_text(text + line)
-    assert to_do(reduce(config)) == {**dict.fromkeys(STEPS, 0), **steps}
+    # The report shows all settings.
+    assert to_do(reduce(config)) == {**dict.fromkeys(STEPS, 0), "report": 1, **steps}
 
 
 def test_a_frame_that_is_added_and_taken_away_again(season: Path) -> None:

@@ -92,7 +92,7 @@ def make_report(
         _conditions(rows, run),
     )  # fmt: skip
     content = Content(
-        title=run.resolve().parent.name + "/" + run.name,
+        title=f"{run.name}, {len(rows)} frames",
         rows=tuple(rows),
         stars=len(curves),
         fwhm=fwhm,
