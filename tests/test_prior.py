@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -323,3 +324,19 @@ def evidence_hessian(evidence, x):
 def test_a_prior_is_a_value():
     assert GaussianProcessPrior() == GaussianProcessPrior()
     assert dataclasses.replace(PRIOR, evidence=3.0) == PRIOR
+
+
+def test_a_basis_for_each_pair_of_a_stack_is_not_copied_for_each_row():
+    rng = np.random.default_rng(2)
+    basis = torch.from_numpy(rng.standard_normal((3, 25, 4)))
+    rows = torch.from_numpy(rng.standard_normal((7, 3, 5, 5)))
+    found = BasisKernel((5, 5), basis).coefficients(rows)
+    assert found.shape == (7, 3, 4)
+    for i in range(3):
+        single = BasisKernel((5, 5), basis[i])
+        torch.testing.assert_close(found[:, i], single.coefficients(rows[:, i]))
+    # 1000 rows of 441 pixels by 60 images for 8 pairs would be 1.7 GB, the result is 4 MB.
+    wide = BasisKernel((21, 21), torch.ones(8, 441, 60))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert float(wide.coefficients(torch.ones(1000, 8, 21, 21)).min()) == 441.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB

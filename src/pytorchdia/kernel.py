@@ -141,7 +141,8 @@ class BasisKernel(KernelModel):
 
     def coefficients(self, kernel: Kernel) -> Params:
         basis = self.basis.to(kernel)
-        return (kernel.flatten(-2).unsqueeze(-2) @ basis).squeeze(-2)
+        # As a matrix product, a basis for each pair would be copied for every row of a matrix.
+        return torch.einsum("...i,...ik->...k", kernel.flatten(-2), basis)
 
     def item(self, item: int | Tensor) -> BasisKernel:
         if self.basis.ndim == 2:
