@@ -18,7 +18,7 @@ from astropy.io import fits
 from pytorchdia import InputError, LightCurves, reduce
 from pytorchdia.errors import ReadError, WriteError
 from pytorchdia.frames_table import read_frames
-from pytorchdia.pipeline import Summary
+from pytorchdia.pipeline import RunSummary
 from pytorchdia.simulate import Stars
 
 from .small_season import (
@@ -63,11 +63,11 @@ def season(finished: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def to_do(summary: Summary) -> dict[str, int]:
+def to_do(summary: RunSummary) -> dict[str, int]:
     return {step: n for step, _, n in summary.planned}
 
 
-def statuses(summary: Summary) -> dict[str, str]:
+def statuses(summary: RunSummary) -> dict[str, str]:
     return {row.name: row.status for row in summary.rows}
 
 
@@ -304,7 +304,7 @@ def test_interrupted_by_hand_it_goes_on(tmp_path: Path, finished: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bad_night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+def bad_night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary]:
     """Good frames and one of each kind that a night can spoil."""
     folder = tmp_path_factory.mktemp("bad")
     write_season(folder)
@@ -351,7 +351,7 @@ def bad_night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     ],
 )
 def test_a_bad_frame_is_a_row_with_its_reason(
-    bad_night: tuple[Path, Summary], name: str, status: str, word: str
+    bad_night: tuple[Path, RunSummary], name: str, status: str, word: str
 ) -> None:
     row = next(row for row in bad_night[1].rows if row.name == name)
     assert row.status == status
@@ -359,7 +359,7 @@ def test_a_bad_frame_is_a_row_with_its_reason(
     assert bool(row.reason) == (status != "done")
 
 
-def test_a_bad_night_spoils_no_good_frame(bad_night: tuple[Path, Summary]) -> None:
+def test_a_bad_night_spoils_no_good_frame(bad_night: tuple[Path, RunSummary]) -> None:
     folder, summary = bad_night
     assert [s for n, s in statuses(summary).items() if n.startswith("frame00")].count("done") == 6
     curve = LightCurves(folder / "run").at(*VARIABLE)

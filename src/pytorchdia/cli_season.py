@@ -26,7 +26,7 @@ from .errors import InputError
 from .frames_table import read_frames
 from .lightcurves import LightCurve, LightCurves
 from .pipeline import Progress as Report
-from .pipeline import Summary
+from .pipeline import RunSummary
 from .reduce import STEPS, reduce
 from .run_init import init_config
 
@@ -186,7 +186,7 @@ def _bars(silent: bool) -> Iterator[Report | None]:
         yield report
 
 
-def _show_plan(summary: Summary) -> None:
+def _show_plan(summary: RunSummary) -> None:
     shown = Table("step", "done", "to do", header_style="bold")
     for step, done, to_do in summary.planned:
         shown.add_row(step, str(done), str(to_do))
@@ -197,7 +197,7 @@ def _show_plan(summary: Summary) -> None:
         print("Nothing is left to do.")
 
 
-def _show_summary(summary: Summary) -> None:
+def _show_summary(summary: RunSummary) -> None:
     for status, colour in (("failed", "red"), ("rejected", "yellow")):
         for row in summary.rows:
             if row.status == status:

@@ -107,7 +107,7 @@ class TimeKeyword:
 
 @dataclass(frozen=True)
 class Keywords:
-    """A user's own keywords, looked up before those that the package knows (:data:`KEYWORDS`).
+    """A user's own keywords, looked up before those that the package knows (``KEYWORDS``).
 
     Attributes
     ----------

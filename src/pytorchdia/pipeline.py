@@ -43,7 +43,7 @@ from .run_state import (
 )
 from .season_steps import find_variables, make_reference
 
-__all__ = ["STEPS", "Executor", "Progress", "Summary", "in_this_process", "run_season"]
+__all__ = ["STEPS", "Executor", "Progress", "RunSummary", "in_this_process", "run_season"]
 
 STEPS = ("register", "reference", "subtract", "photometry", "report")
 """Names of the steps for people, in order."""
@@ -66,7 +66,7 @@ def in_this_process(run: Path, units: Iterable[Unit]) -> Iterator[State]:
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """What a run did, or would do.
 
     Attributes
@@ -101,7 +101,7 @@ def run_season(
     until: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> Summary:
+) -> RunSummary:
     """Do what is missing of a run; see :func:`pytorchdia.reduce`.
 
     Raises
@@ -141,7 +141,7 @@ class _Season:
         self._grades: dict[str, Grade] = {}
         self._used: list[str] = []
 
-    def through(self, last: str | None) -> Summary:
+    def through(self, last: str | None) -> RunSummary:
         """All steps up to ``last``."""
         end = STEPS.index(last) if last is not None else len(STEPS)
         work = (
@@ -153,7 +153,7 @@ class _Season:
                 do()
         except _PlanEnds:
             pass
-        return Summary(self.run, self._rows(), tuple(self._planned))
+        return RunSummary(self.run, self._rows(), tuple(self._planned))
 
     def write_table(self) -> None:
         """The table of frames; what is known so far."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .pipeline import STEPS, Executor, Progress, Summary, in_this_process, run_season
+from .pipeline import STEPS, Executor, Progress, RunSummary, in_this_process, run_season
 from .run_config import Settings, load_settings
 
 __all__ = ["STEPS", "reduce"]
@@ -21,7 +21,7 @@ def reduce(
     scheduler: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> Summary:
+) -> RunSummary:
     """Reduce a season of frames: register, reference, subtract, photometry.
 
     What a run that was interrupted, or one with other settings or more frames, has done already is
@@ -47,7 +47,7 @@ def reduce(
 
     Returns
     -------
-    Summary
+    RunSummary
         What became of each frame.
 
     Raises

@@ -333,7 +333,7 @@ def measure_transparency(
 ) -> float | None:
     """Light of matched stars per second of exposure, over that of the reference.
 
-    For :attr:`pytorchdia.quality.FrameQuality.transparency`. None with fewer than 3 stars. Frames
+    For ``FrameQuality.transparency``. None with fewer than 3 stars. Frames
     without an exposure time count as equally long.
     """
     found = measure_flux_ratio(frame, onto, registration, frame_stars, onto_stars)

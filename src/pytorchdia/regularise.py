@@ -172,7 +172,7 @@ def _quadratic(objective: Objective, solution: Solution, sigma2: Image | None) -
 def attenuation(model: ImageModel, curvature: Tiled, sigma2: Image) -> Params:
     """c, what the noise of the reference adds to the diagonal of H in the mean, (n_k,), float64.
 
-    c_lm = sum_ij |h_ij| sigma_R^2[i + l, j + m], for a kernel of free pixels.
+    c_lm = sum_ij abs(h_ij) sigma_R^2[i + l, j + m], for a kernel of free pixels.
     """
     noise = Correlator(sigma2, model.kernel.half_shape, device=model.device)
     total = None

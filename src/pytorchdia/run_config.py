@@ -193,13 +193,9 @@ class VariableSettings(_Section):
 
 
 class Settings(_Section):
-    r"""All settings of a run; :func:`load_settings` reads them from a file.
+    """All settings of a run; :func:`load_settings` reads them from a file.
 
-    Attributes
-    ----------
-    run, frames, camera, keywords, quality, registration, reference, stars, subtract, photometry, \
-    variables
-        The sections of the file; see :func:`describe_settings` for their keys.
+    Its attributes are the sections of the file; see :func:`describe_settings` for their keys.
     """
 
     run: RunSettings = RunSettings()

@@ -45,7 +45,7 @@ TIMES: tuple[TimeKeyword, ...] = (
     TimeKeyword("HJD", "mid", barycentric=True),
     TimeKeyword("JD-HELIO", "mid", barycentric=True),
 )
-"""Keywords of the time in order of preference; those of :class:`Keywords` come before them."""
+"""Keywords of the time in order of preference; a user's own come before them."""
 
 _SCALES = {"": "utc", "utc": "utc", "ut": "utc", "gmt": "utc", "tai": "tai", "iat": "tai",
            "tt": "tt", "tdt": "tt", "et": "tt", "tdb": "tdb", "tcb": "tcb", "tcg": "tcg",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..product import replacing
 from .rounds import Timing
-from .scaling import Summary, summarise_timings, write_summaries
+from .scaling import TimingSummary, summarise_timings, write_summaries
 from .speed_page import machine_lines, powers, table
 from .tables import write_text
 
@@ -48,7 +48,7 @@ def write_layers(timings: Sequence[Timing], folder: Path) -> None:
     write_text("\n".join(lines), folder / "cudnn.md")
 
 
-def _which(summaries: Sequence[Summary]) -> str:
+def _which(summaries: Sequence[TimingSummary]) -> str:
     if any(s.device == "cuda" for s in summaries):
         return "**Measured: cuDNN, on a CUDA device**, on, deterministic and off, as in the paper."
     return (
@@ -57,7 +57,7 @@ def _which(summaries: Sequence[Summary]) -> str:
     )
 
 
-def _over_tiles(summaries: Sequence[Summary]) -> list[str]:
+def _over_tiles(summaries: Sequence[TimingSummary]) -> list[str]:
     """The layers over the tiles, which are the last contender."""
     lines = []
     at = {(s.method, s.kernel): s.median for s in summaries if s.n}

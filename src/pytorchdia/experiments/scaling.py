@@ -13,11 +13,18 @@ from scipy.stats import linregress
 from .rounds import Timing
 from .tables import write_rows
 
-__all__ = ["Power", "Summary", "power_law", "spread_line", "summarise_timings", "write_summaries"]
+__all__ = [
+    "Power",
+    "TimingSummary",
+    "power_law",
+    "spread_line",
+    "summarise_timings",
+    "write_summaries",
+]
 
 
 @dataclass(frozen=True)
-class Summary:
+class TimingSummary:
     """Seconds of one method at one point: median, quartiles, 16th and 84th percentiles.
 
     ``n`` is 0, and ``reason`` says why, where it was left out. ``not_converged`` counts fits that
@@ -71,7 +78,7 @@ def power_law(sizes: Sequence[float], seconds: Sequence[float]) -> Power:
     return Power(float(fit.slope), error if n > 2 else math.nan, n)
 
 
-def summarise_timings(timings: Sequence[Timing]) -> list[Summary]:
+def summarise_timings(timings: Sequence[Timing]) -> list[TimingSummary]:
     """One summary for each method at each point, in the order in which they were timed."""
     groups: dict[tuple[str, int, int, str, str], list[Timing]] = {}
     for t in timings:
@@ -89,12 +96,12 @@ def summarise_timings(timings: Sequence[Timing]) -> list[Summary]:
             evaluations = float(np.median([t.evaluations for t in mine]))
         failed = sum(t.status != "CONVERGED" for t in mine)
         found.append(
-            Summary(*key, len(mine), median, q25, q75, p16, p84, evaluations, failed, reason)
+            TimingSummary(*key, len(mine), median, q25, q75, p16, p84, evaluations, failed, reason)
         )
     return found
 
 
-def spread_line(s: Summary) -> str:
+def spread_line(s: TimingSummary) -> str:
     """``median (quartiles)`` in seconds, or why there is none."""
     if not s.n:
         return f"left out: {s.reason}"
@@ -102,6 +109,6 @@ def spread_line(s: Summary) -> str:
     return f"{line}; after {s.n} rounds {s.reason}" if s.reason else line
 
 
-def write_summaries(summaries: Sequence[Summary], path: Path) -> None:
+def write_summaries(summaries: Sequence[TimingSummary], path: Path) -> None:
     """One line for each summary."""
     write_rows([asdict(s) for s in summaries], path)

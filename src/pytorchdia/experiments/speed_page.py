@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from ..product import replacing
 from .rounds import Timing
-from .scaling import Summary, power_law, spread_line, summarise_timings, write_summaries
+from .scaling import TimingSummary, power_law, spread_line, summarise_timings, write_summaries
 from .tables import write_text
 
 __all__ = ["draw_speed", "machine_lines", "powers", "table", "write_speed"]
@@ -68,7 +68,7 @@ def machine_lines(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def table(summaries: Sequence[Summary], against: str) -> list[str]:
+def table(summaries: Sequence[TimingSummary], against: str) -> list[str]:
     """Sizes down, methods across."""
     labels = list(dict.fromkeys(s.label for s in summaries))
     lines = [f"| {against} | " + " | ".join(labels) + " |", "|---" * (1 + len(labels)) + "|"]
@@ -86,7 +86,7 @@ def table(summaries: Sequence[Summary], against: str) -> list[str]:
 
 
 def powers(
-    summaries: Sequence[Summary], against: str, formal: dict[tuple[str, str], int]
+    summaries: Sequence[TimingSummary], against: str, formal: dict[tuple[str, str], int]
 ) -> list[str]:
     """The fitted power of each method, and the local one between its two largest sizes."""
     symbol = {"image": "n", "kernel": "m"}[against]
@@ -106,7 +106,7 @@ def powers(
     return [*lines, ""]
 
 
-def _ratios(summaries: Sequence[Summary], scene: str, against: str) -> list[str]:
+def _ratios(summaries: Sequence[TimingSummary], scene: str, against: str) -> list[str]:
     """What the paper states in words, with this machine's numbers."""
     lines = []
     for device in dict.fromkeys(s.device for s in summaries):
@@ -208,7 +208,7 @@ def draw_speed(timings: Sequence[Timing], path: Path, against: str) -> None:
         figure.savefig(partial, format="png", dpi=110)
 
 
-def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, str]]:
+def _styles(summaries: Sequence[TimingSummary]) -> dict[str, dict[str, str]]:
     """A colour for each method; dashes and squares for a CUDA device."""
     methods = list(dict.fromkeys(s.method for s in summaries))
     styles = {}
