@@ -259,10 +259,10 @@ def test_public_names():
     assert sorted(pytorchdia.__all__) == [
         "AdamLBFGS", "CCDNoise", "DeltaKernel", "EMCCDNoise", "Finding", "FixedVariance", "Flag",
         "Frame", "Gaussian", "GaussianProcessPrior", "Huber", "InputError", "LaplacianPenalty",
-        "Likelihood", "Newton",
+        "LightCurve", "LightCurves", "Likelihood", "Newton",
         "NoiseModel", "NormalEquations", "PolynomialBackground", "PyTorchDIAError",
         "PyTorchDIAWarning", "Status", "StudentT", "Subtraction", "SubtractionStack",
-        "as_frame", "choose_kernel", "subtract",
+        "as_frame", "choose_kernel", "reduce", "subtract",
     ]  # fmt: skip
     for name in pytorchdia.__all__:
         assert getattr(pytorchdia, name).__doc__

@@ -106,7 +106,7 @@ def reduce_season(
 def status(run: Run, as_json: AsJson = False) -> None:
     """Print the table of frames of a run: what became of each, and why."""
     table = read_frames(run)
-    names = ("name", "status", "step", "time", "filter", "fwhm", "n_stars", "scale", "reason")
+    names = ("name", "status", "time", "fwhm", "n_stars", "scale")
     if as_json:
         rows = [
             {name: row[name].item() if hasattr(row[name], "item") else row[name]
@@ -121,6 +121,9 @@ def status(run: Run, as_json: AsJson = False) -> None:
     for row in table:
         shown.add_row(*(_cell(row[name]) for name in names))
     Console().print(shown)
+    for row in table:
+        if row["reason"] and not _masked(row["reason"]):
+            print(f"{row['name']}: {row['reason']}")
 
 
 def lightcurve(
@@ -220,4 +223,6 @@ def _masked(value: object) -> bool:
 def _cell(value: object) -> str:
     if _masked(value):
         return ""
-    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.5f}"

@@ -44,8 +44,7 @@ class Fits:
         reference_variance: ReferenceVariance | None = None,
     ) -> Fits:
         require_variance(objective)
-        first = solver.rough() if isinstance(penalty, KernelPrior) else solver
-        solutions = first.solve_all(objective, on_step=on_step)
+        solutions = solver.solve_all(objective, on_step=on_step)
         if any(s.status is not Status.CONVERGED for s in solutions):
             require_variance_at_start(objective)
         prior = None

@@ -134,9 +134,8 @@ class GaussianProcessPrior(KernelPrior):
         Where they were found: J with J J' the covariance of the kernel pixels that comes from the
         uncertainty of the hyperparameters, (n_k, number of hyperparameters).
     noisy_reference : bool
-        Allow for the noise of the reference where it is known (``reference_noise`` of ``subtract``):
-        the kernel, and P, are those between the noiseless images. False takes the reference as it
-        is.
+        Allow for the noise of the reference where it is known: the kernel, and P, are those
+        between the noiseless images. False takes the reference as it is.
     """
 
     components: tuple[Component, ...] = ()

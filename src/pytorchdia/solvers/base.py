@@ -94,10 +94,6 @@ class Solver(ABC):
         Never raises for a fit that goes wrong: the status says how it ended.
         """
 
-    def rough(self) -> Solver:
-        """A solver for a fit that this one will refine; here itself."""
-        return self
-
     def solve_all(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> list[Solution]:

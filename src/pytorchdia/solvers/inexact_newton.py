@@ -44,7 +44,6 @@ _SLOW = 1e-3  # share of the decrement that a step near the minimum may leave
 _PATIENCE = 4  # steps near the minimum after which a loss counts as rough, if it has not converged:
 _ROUGH = 100.0  # it then ends within this many times the goal
 _POLISH = 5  # steps within the goal that may be spent on P
-_FINE = 1e-4  # a goal above this asks nothing of P
 # Rounding of a loss, relative to the sum of its terms' sizes, by the dtype of the pass.
 _ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-13}
 
@@ -253,8 +252,7 @@ class _Descent:
         exact = (2.0 * left).clamp(min=0.0).sqrt() * self.scale_error
         small = left <= 0.1 * self.tol
         stuck = left > 0.3 * self.last_left  # rounding stops it
-        fine = exact < EXACT_SCALE[self.objective.dtype] if self.tol <= _FINE else small
-        smooth = small & (fine | stuck)
+        smooth = small & ((exact < EXACT_SCALE[self.objective.dtype]) | stuck)
         smooth = smooth | (self.last_decrement <= self.tol) & (self.polish_steps >= _POLISH)
         slow = (left > _SLOW * self.last_decrement) & ~small & (left <= _ROUGH * self.tol)
         rough = slow & (self.near_steps >= _PATIENCE)

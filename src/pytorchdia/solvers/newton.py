@@ -18,7 +18,6 @@ from .systems import ARMIJO, MatrixFree, Move, WithMatrix
 
 __all__ = ["Newton"]
 
-_ROUGH = 1e-2  # goal of a fit that will be refined: a seventh of an error bar in all
 _MANY = 8  # steps that need an explanation if there are more
 _FAR = 3.0  # sigma
 _POLISH = 5  # steps with a kept factor after convergence, down to rounding
@@ -66,9 +65,6 @@ class Newton(Solver):
             raise InputError(f"Newton needs a finite tol > 0, got {self.tol}; 1e-6 is usual.")
         if self.max_steps < 1:
             raise InputError(f"Newton needs at least 1 step, got max_steps = {self.max_steps}.")
-
-    def rough(self) -> Newton:
-        return replace(self, tol=max(self.tol, _ROUGH))
 
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
