@@ -161,6 +161,23 @@ def test_the_stack_finds_what_no_epoch_shows_and_ignores_the_references_noise() 
     assert sum(c.kind is not Kind.DOUBTFUL for c in found) <= 2
 
 
+def test_what_one_epoch_alone_puts_into_the_stack_is_doubtful() -> None:
+    stack, epochs = Stack(), []
+    for k in range(12):
+        trail = np.zeros(SHAPE)
+        if k == 4:  # a bright line: nothing in it has the shape of the PSF
+            trail[:, 60:63] = 30.0 * FLUX_ERROR / FWHM
+        found, filtered = search(noise(300 + k) + trail)
+        stack.add(filtered)
+        epochs.append(found)
+    alone = stack_detections(stack, FWHM)
+    on_it = np.abs(alone.x - 61.0) < 3.0
+    assert on_it.any()
+    assert (alone.flags[on_it] == DetectionFlag.ONE_EPOCH).all()
+    merged = merge_detections(epochs, alone, catalogue_of([20.0], [20.0]), fwhm=FWHM, shape=SHAPE)
+    assert sum(c.kind is not Kind.DOUBTFUL for c in merged) <= 1
+
+
 def test_the_stack_is_the_weighted_mean_and_the_chi_square_about_it() -> None:
     rng = np.random.default_rng(8)
     flux, error = rng.standard_normal((5, 6, 7)), rng.uniform(0.5, 2.0, (5, 6, 7))

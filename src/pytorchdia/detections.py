@@ -43,6 +43,7 @@ class DetectionFlag(enum.IntFlag):
     DIPOLE = 1
     ILL_SHAPED = 2
     NEAR_BAD_PIXELS = 4
+    ONE_EPOCH = 8
 
     @property
     def meaning(self) -> str:
@@ -54,6 +55,7 @@ _MEANINGS = {
     DetectionFlag.DIPOLE: "a shifted star fits better than a source",
     DetectionFlag.ILL_SHAPED: "does not have the shape of the PSF",
     DetectionFlag.NEAR_BAD_PIXELS: "saturated or bad pixels within one FWHM",
+    DetectionFlag.ONE_EPOCH: "in the stack because of a single epoch, which does not show it",
 }
 
 

@@ -18,23 +18,27 @@ FloatArray = NDArray[np.float64]
 
 @dataclass
 class Sums:
-    """Sums over epochs of 1, 1/e^2, f/e^2 and f^2/e^2 where they have data, (h, w) each."""
+    """Sums over epochs of 1, 1/e^2, f/e^2 and f^2/e^2, and the largest f^2/e^2, (h, w) each."""
 
     n: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     weight: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     weighted: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     squares: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    largest: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def add(self, flux: FloatArray, error: FloatArray) -> None:
         """Add an epoch."""
         known = np.isfinite(error)
         w = np.where(known, 1.0 / np.where(known, error, 1.0) ** 2, 0.0)
         if not self.n.size:
-            self.n, self.weight, self.weighted, self.squares = (np.zeros(w.shape) for _ in range(4))
+            self.n, self.weight, self.weighted = (np.zeros(w.shape) for _ in range(3))
+            self.squares, self.largest = np.zeros(w.shape), np.zeros(w.shape)
         self.n += known
         self.weight += w
         self.weighted += w * flux
-        self.squares += w * flux**2
+        square = w * flux**2
+        self.squares += square
+        np.maximum(self.largest, square, out=self.largest)
 
     def variability(self) -> FloatArray:
         """Significance [sigma] of the scatter of the fluxes about their mean, (h, w).
@@ -58,6 +62,15 @@ class Sums:
             self.weighted, np.sqrt(self.weight), out=np.zeros(self.n.shape), where=self.weight > 0
         )
         return _calibrated(z, self.weight > 0)
+
+    def without_the_largest(self) -> FloatArray:
+        """Significance [sigma] of what is left without the strongest epoch of each pixel, (h, w).
+
+        What is there once only, a satellite or a cosmic ray, leaves nothing.
+        """
+        left = np.maximum(self.squares - self.largest, 0.0)
+        z = gaussian_equivalent(left, np.maximum(self.n - 1, 1))
+        return _calibrated(np.where(self.n >= 2, z, 0.0), self.n >= 2)
 
     def significance(self) -> FloatArray:
         """The larger of the two, without sign, (h, w)."""

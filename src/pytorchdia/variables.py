@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import norm
 
 from .detect import find_peaks
-from .detections import Detections
+from .detections import DetectionFlag, Detections
 from .errors import ShapeError
 from .season_stack import Stack
 from .stars import Catalogue
@@ -49,7 +49,8 @@ class Candidate:
         On the reference [pixels]: mean of its detections, weighted by their significance.
     kind : Kind
         A star of the catalogue, a source where there is none, or doubtful: then every detection
-        has flags, and the stack does not vouch for it.
+        has flags, and the stack does not vouch for it; or only the stack shows it, because of a
+        single epoch.
     star : int or None
         Id of the star of the catalogue.
     separation : float
@@ -88,6 +89,8 @@ class Candidate:
 def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> Detections:
     """Sources that scatter over the epochs, or whose mean is not that of the reference.
 
+    One that a single epoch makes is flagged: what is real there is found in that epoch itself.
+
     Parameters
     ----------
     stack : Stack
@@ -104,9 +107,11 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     order = np.argsort(-z[iy, ix])
     x, y, iy, ix = x[order], y[order], iy[order], ix[order]
     average = stack.mean_flux()
+    once = stack.total.without_the_largest()[iy, ix] < 0.5 * threshold
     return Detections(
-        x, y, average.flux[iy, ix], average.error[iy, ix], z[iy, ix], np.zeros(len(x), np.int64)
-    )
+        x, y, average.flux[iy, ix], average.error[iy, ix], z[iy, ix],
+        np.where(once, int(DetectionFlag.ONE_EPOCH), 0),
+    )  # fmt: skip
 
 
 def merge_detections(
@@ -266,8 +271,9 @@ def _candidate(
     if stars is not None:
         separation, i = (float(v) for v in stars.query([x, y]))
         star = int(catalogue.id[int(i)]) if separation <= max(0.5 * radius, 0.5) else None
-    common = int(np.bitwise_and.reduce(pool.flags[seen])) if len(seen) else 0
-    doubtful = len(seen) > 0 and not len(clean)
+    told = seen if len(seen) else group
+    common = int(np.bitwise_and.reduce(pool.flags[told]))
+    doubtful = not (pool.flags[told] == 0).any()
     kind = Kind.DOUBTFUL if doubtful else Kind.VARIABLE if star is not None else Kind.NEW
     return Candidate(
         x=x,
