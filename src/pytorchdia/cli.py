@@ -31,7 +31,7 @@ from .config import (
 from .demo import run_demo
 from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
 from .frame import Frame
-from .io import as_frame
+from .io import as_frame, read_plane, stem
 from .measure import choose_kernel, default_noise
 from .noise import EMCCDNoise, NoiseModel
 from .product import check_writable, summarise
@@ -120,7 +120,7 @@ def subtract(
     The difference is the primary HDU of the result, with the target's header and WCS; VARIANCE,
     MASK, MODEL, KERNEL, KERNEL_COV, PARAMETERS, DIAGNOSTICS and FINDINGS follow.
     """
-    output = Path(f"{_stem(target)}_diff.fits") if output is None else output
+    output = Path(f"{stem(target.split('[')[0])}_diff.fits") if output is None else output
     _check_outputs(output, plot_file, (target, reference), overwrite)
     camera = {"--gain": gain, "--read-noise": read_noise, "--sky-offset": sky_offset}
     _require_one_noise_model(camera, variance, flat, em_gain, excess)
@@ -262,13 +262,6 @@ def _fail(code: int, message: str) -> int:
     return code
 
 
-def _stem(target: str) -> str:
-    name = Path(target.split("[")[0]).name
-    for suffix in (".fz", ".gz", ".fits", ".fit", ".fts"):
-        name = name.removesuffix(suffix)
-    return name
-
-
 def _check_outputs(
     output: Path, plot_file: Path | None, inputs: tuple[str, ...], overwrite: bool
 ) -> None:
@@ -298,12 +291,7 @@ def _file_of(name: str) -> Path | None:
 
 def _plane(path: str | None) -> Any:
     """An auxiliary image (mask, variance, flat) as an array with NaN at its bad pixels, or None."""
-    if path is None:
-        return None
-    frame = as_frame(path, saturation=float("inf"))
-    data = frame.data.numpy().copy()
-    data[frame.mask.numpy()] = float("nan")
-    return data
+    return None if path is None else read_plane(path)
 
 
 def _require_one_noise_model(

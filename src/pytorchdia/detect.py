@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from photutils.background import Background2D, MedianBackground
 from scipy.ndimage import maximum_filter
 from scipy.signal import oaconvolve
+
+from .measure import background_mesh
 
 __all__ = ["Filtered", "find_peaks", "matched_filter", "smooth_sky"]
 
@@ -125,14 +125,4 @@ def _vertex(before: FloatArray, at: FloatArray, after: FloatArray) -> FloatArray
 
 def smooth_sky(data: FloatArray, bad: BoolArray, box: int) -> FloatArray:
     """The slowly varying sky [ADU], (h, w): medians in boxes of ``box`` pixels, without stars."""
-    box = max(8, min(box, min(data.shape) // 2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of boxes with few pixels, which the mesh fills in
-        try:
-            sky = Background2D(
-                data, box, mask=bad, bkg_estimator=MedianBackground(), exclude_percentile=80.0
-            ).background
-        except ValueError:  # too little is left unmasked for a mesh
-            level = np.median(data[~bad]) if (~bad).any() else 0.0
-            return np.full(data.shape, float(level))
-    return np.asarray(sky, dtype=np.float64)
+    return background_mesh(data, bad, max(8, min(box, min(data.shape) // 2)))

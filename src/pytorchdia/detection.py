@@ -14,12 +14,12 @@ from scipy.spatial import cKDTree
 
 from .errors import TooFewPixelsError
 from .frame import Frame
+from .metrics import FWHM_PER_SIGMA
 
 __all__ = ["Detections", "detect_stars", "star_shapes"]
 
 FloatArray = NDArray[np.float64]
 
-_FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _MESH = 64  # pixels of the background's mesh
 _SHARP = 0.4  # of a star's peak is left by the 3 x 3 filter; of a single hot pixel, a quarter is
 _STAMP = 15  # half-width [pixels] of the stamps on which stars are measured
@@ -132,7 +132,7 @@ def star_shapes(
         return None, None
     mean, half = (xx + yy) / 2.0, np.hypot((xx - yy) / 2.0, xy)
     major, minor = mean + half, mean - half
-    fwhm = _FWHM_PER_SIGMA * (major * minor) ** 0.25
+    fwhm = FWHM_PER_SIGMA * (major * minor) ** 0.25
     # Cosmic rays and blends are outliers among the widths; the shape is that of the mean star.
     size = float(np.median(fwhm[measured]))
     typical = measured & (np.abs(fwhm - size) < 0.4 * size)

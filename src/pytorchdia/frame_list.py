@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .frame_steps import Source
+from .io import stem
 from .run_config import Settings
 
 __all__ = ["sources_of"]
@@ -39,10 +40,10 @@ def sources_of(settings: Settings) -> list[Source]:
             f"No file in {base} matches {', '.join(map(repr, chosen.files))} (frames.files); check "
             "the patterns, which start from the folder of the settings."
         )
-    stems = [_stem(path) for path in paths]
+    stems = [stem(path) for path in paths]
     return [
-        Source(stem if stems.count(stem) == 1 else f"{path.parent.name}_{stem}", path)
-        for stem, path in zip(stems, paths, strict=True)
+        Source(name if stems.count(name) == 1 else f"{path.parent.name}_{name}", path)
+        for name, path in zip(stems, paths, strict=True)
     ]
 
 
@@ -55,10 +56,3 @@ def _matching(base: Path, pattern: str) -> Iterator[Path]:
     while parts and parts[0] == "..":
         base, parts = base.parent, parts[1:]
     return base.glob(str(Path(*parts)))
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (".fz", ".gz", ".fits", ".fit", ".fts"):
-        name = name.removesuffix(suffix)
-    return name

@@ -22,9 +22,9 @@ from .detection import Detections, detect_stars
 from .detections import filter_difference, find_in_difference, reference_light, systematic_share
 from .frame import Frame
 from .headers import Keywords, TimeKeyword
-from .io import as_frame
+from .io import as_frame, read_plane
 from .kernel import DeltaKernel
-from .measure import default_noise
+from .measure import default_noise, kernel_size
 from .noise import NoiseModel
 from .photometry import measure_fluxes, target_variance
 from .psf import RegionalPSF
@@ -305,13 +305,7 @@ def _kernel(size: str | int, fwhm: float | None, shape: tuple[int, int]) -> Delt
     given = parse_kernel_size(str(size))
     if given is not None:
         return given
-    limit = _odd(min(shape) / 3.0 - 2.0)
-    chosen = min(19 if fwhm is None else max(7, _odd(9.0 * fwhm / 2.3548)), limit)
-    return DeltaKernel(chosen)
-
-
-def _odd(size: float) -> int:
-    return 2 * math.ceil((size - 1.0) / 2.0) + 1
+    return DeltaKernel(kernel_size(fwhm, shape))
 
 
 @dataclass(frozen=True)
@@ -352,8 +346,7 @@ def _reference(run: Path, stamp: tuple[int, int]) -> tuple[Frame, FloatArray]:
 
 @lru_cache(maxsize=2)
 def _cached_plane(path: Path, stamp: tuple[int, int]) -> FloatArray:
-    frame = as_frame(path, saturation=math.inf)
-    return np.where(frame.mask.numpy(), np.nan, frame.data.numpy())
+    return read_plane(path)
 
 
 def _plane(path: Path | None) -> FloatArray | None:

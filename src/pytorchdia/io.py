@@ -30,7 +30,7 @@ from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
 from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header
 
-__all__ = ["as_frame", "as_frames", "read_header"]
+__all__ = ["as_frame", "as_frames", "read_header", "read_plane", "stem"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
@@ -118,6 +118,21 @@ def as_frame(
     if mask is not None:
         frame = frame.flagged(_mask_like(mask, frame.shape, "mask"), Flag.MASKED)
     return frame
+
+
+def read_plane(path: str | Path) -> NDArray[np.float64]:
+    """An auxiliary image (mask, variance, flat-field), (h, w), with NaN at its bad pixels."""
+    frame = as_frame(path, saturation=math.inf)
+    plane: NDArray[np.float64] = np.where(frame.mask.numpy(), np.nan, frame.data.numpy())
+    return plane
+
+
+def stem(path: str | Path) -> str:
+    """The name of a FITS file without its folder and endings."""
+    name = Path(path).name
+    for suffix in (".fz", ".gz", ".fits", ".fit", ".fts"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def as_frames(source: Any, mask: Any = None) -> tuple[list[Frame], tuple[int, ...] | None]:

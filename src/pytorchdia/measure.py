@@ -19,14 +19,17 @@ from scipy.ndimage import binary_dilation, convolve, uniform_filter
 from .errors import Finding, FlatImageError, InputError, TooFewPixelsError
 from .frame import Frame
 from .kernel import DeltaKernel
-from .metrics import sample
+from .metrics import FWHM_PER_SIGMA, sample
 from .noise import CCDNoise, FixedVariance, NoiseModel
 
 __all__ = [
     "Seeing",
     "Sky",
+    "background_mesh",
     "choose_kernel",
     "default_noise",
+    "flattened",
+    "kernel_size",
     "measure_seeing",
     "measure_sky",
     "reference_level",
@@ -34,7 +37,6 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
-_FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 # Ratios of measured to expected variance beyond which the sky contradicts the noise model. Crowded
 # undersampled stars raise the measured one as well, so a known gain is only overridden where the
 # level itself says that the sky is gone: below this many times its scatter.
@@ -261,7 +263,7 @@ def measure_seeing(frame: Frame, max_stars: int = 40) -> Seeing | None:
         Largest number of stars to fit.
     """
     bad = frame.mask.numpy()
-    data = _flattened(frame.data.double().numpy(), bad)
+    data = flattened(frame)
     noise = mad_std(data[~bad]) if (~bad).any() else 0.0
     if not noise > 0:
         return None
@@ -306,19 +308,26 @@ def _fit_widths(
     return widths, kept
 
 
-def _flattened(data: FloatArray, bad: NDArray[np.bool_]) -> FloatArray:
-    """``data`` without its slowly varying background; bad pixels 0."""
+def flattened(frame: Frame) -> FloatArray:
+    """The frame without its slowly varying background [ADU], (h, w); 0 at bad pixels."""
+    bad, data = frame.mask.numpy(), frame.data.double().numpy()
+    box = max(16, min(64, min(data.shape) // 4))
+    flat: FloatArray = np.where(bad, 0.0, data - background_mesh(data, bad, box))
+    return flat
+
+
+def background_mesh(data: FloatArray, bad: NDArray[np.bool_], box: int) -> FloatArray:
+    """The slowly varying background [ADU], (h, w): medians in boxes of ``box`` pixels."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of boxes with few pixels, which the mesh fills in
         try:
-            box = max(16, min(64, min(data.shape) // 4))
             background = Background2D(
                 data, box, mask=bad, bkg_estimator=MedianBackground(), exclude_percentile=80.0
             ).background
         except ValueError:  # too little is left unmasked for a mesh
-            background = np.median(data[~bad]) if (~bad).any() else 0.0
-    flattened: FloatArray = np.where(bad, 0.0, data - background)
-    return flattened
+            level = np.median(data[~bad]) if (~bad).any() else 0.0
+            return np.full(data.shape, float(level))
+    return np.asarray(background, dtype=np.float64)
 
 
 def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[Finding, ...]]:
@@ -328,7 +337,7 @@ def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[F
     than a third of the frame. Says so if the target is the sharper image of the two, because a
     convolution cannot sharpen the reference.
     """
-    limit = _odd(min(target.shape) / 3.0 - 2.0, least=3)
+    limit = _largest_kernel(target.shape)
     if min(target.shape) < limit + 2:
         raise InputError(
             f"An image of {target.shape[0]} x {target.shape[1]} pixels is too small to choose a "
@@ -336,7 +345,7 @@ def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[F
         )
     seen, sharp = measure_seeing(target), measure_seeing(reference)
     if seen is None:
-        size = min(19, limit)
+        size = kernel_size(None, target.shape)
         return DeltaKernel(size), (
             Finding(
                 "seeing-unknown",
@@ -344,7 +353,7 @@ def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[F
                 f"{size} x {size} was taken. Give the kernel size if the seeing is wide.",
             ),
         )
-    size = min(_odd(9.0 * seen.fwhm / _FWHM_PER_SIGMA, least=7), limit)
+    size = kernel_size(seen.fwhm, target.shape)
     findings = [
         Finding(
             "kernel-size",
@@ -363,6 +372,19 @@ def choose_kernel(target: Frame, reference: Frame) -> tuple[DeltaKernel, tuple[F
             )
         )
     return DeltaKernel(size), tuple(findings)
+
+
+def kernel_size(fwhm: float | None, shape: tuple[int, int]) -> int:
+    """Side [pixels] of a kernel of 9 Gaussian widths (section 3.3), 19 if the width is not known.
+
+    Never larger than a third of a frame of ``shape`` (h, w).
+    """
+    wanted = 19 if fwhm is None else _odd(9.0 * fwhm / FWHM_PER_SIGMA, least=7)
+    return min(wanted, _largest_kernel(shape))
+
+
+def _largest_kernel(shape: tuple[int, int]) -> int:
+    return _odd(min(shape) / 3.0 - 2.0, least=3)
 
 
 def _odd(size: float, least: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .arrays import Image, Mask
 
 __all__ = [
+    "FWHM_PER_SIGMA",
     "Photometry",
     "least_flux_error",
     "mean_fit_bias",
@@ -29,6 +30,9 @@ Values = Float[Tensor, " n"]
 Chosen = Bool[Tensor, " n"]
 
 _SAMPLE = 2**18
+
+FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+"""Full width at half maximum of a Gaussian in units of its standard deviation."""
 
 
 def mean_squared_error(model: Image, truth: Image, use: Mask) -> float:

@@ -134,6 +134,7 @@ class _Season:
         progress: Progress | None, dry_run: bool, only: str | None,
     ) -> None:  # fmt: skip
         self.settings, self.run, self.sources = settings, run, sources
+        self._by_name = {source.name: source for source in sources}
         self._executor, self._progress = executor, progress
         self._dry_run, self._only = dry_run, only
         self._planned: list[tuple[str, int, int]] = []
@@ -189,7 +190,7 @@ class _Season:
         laid = self._accepted()
         names = self._reference_names(laid)
         self._used = names
-        chosen = [(self._source(name), laid[name].values) for name in names]
+        chosen = [(self._by_name[name], laid[name].values) for name in names]
         stars = self.settings.path(self.settings.stars.list)
         digest = digest_of({
             "frames": [
@@ -222,7 +223,7 @@ class _Season:
                 }),
                 subtract_frame,
                 (
-                    self._source(name), registration_from(state.values),
+                    self._by_name[name], registration_from(state.values),
                     self._states["measure"][name].values["fwhm"], self.settings, self.run,
                 ),
             )
@@ -281,7 +282,8 @@ class _Season:
         """Do what is not done of a step; the states of the units that are done."""
         known = {unit.name: State.read(self.run, step, unit.name) for unit in units}
         to_do = [unit for unit in units if not is_done(self.run, unit, known[unit.name])]
-        states = {u.name: s for u in units if u not in to_do and (s := known[u.name]) is not None}
+        missing = {unit.name for unit in to_do}
+        states = {n: s for n, s in known.items() if s is not None and n not in missing}
         self._states[step] = _done(states)
         self._planned.append((step, len(states), len(to_do)))
         if self._dry_run:
@@ -348,7 +350,8 @@ class _Season:
             why = "; ".join([*reasons, *dict.fromkeys(s.reason for s in failures)][:5])
             raise InputError(f"None of the {len(self.sources)} frames can be used: {why}")
         names = list(good)
-        return self._source(names[choose_reference_frames(list(good.values()), self._limits())[0]])
+        best = choose_reference_frames(list(good.values()), self._limits())[0]
+        return self._by_name[names[best]]
 
     def _accepted(self) -> dict[str, State]:
         """Registered frames whose grade is good."""
@@ -358,9 +361,7 @@ class _Season:
     def _reference_names(self, laid: Mapping[str, State]) -> list[str]:
         asked = self.settings.reference.frames
         if asked:
-            by_any = {s.path.name: s.name for s in self.sources} | {
-                s.name: s.name for s in self.sources
-            }
+            by_any = {s.path.name: s.name for s in self.sources} | {n: n for n in self._by_name}
             missing = [name for name in asked if by_any.get(name) not in self._states["register"]]
             if missing:
                 raise InputError(
@@ -392,9 +393,6 @@ class _Season:
             paths = [self.settings.path(name) for name in (chosen.mask, chosen.flat)]
             self._companion_digests = [_digest_if(path) for path in paths]
         return self._companion_digests
-
-    def _source(self, name: str) -> Source:
-        return next(source for source in self.sources if source.name == name)
 
     def _when(self, name: str) -> tuple[bool, float, str]:
         time = self._states["measure"][name].values["time"]

@@ -18,6 +18,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.signal import fftconvolve
 
 from .errors import Finding, InputError
+from .metrics import FWHM_PER_SIGMA
 
 __all__ = ["PSF", "PSFModel", "RegionalPSF", "gaussian_psf", "moffat_psf"]
 
@@ -200,7 +201,7 @@ class RegionalPSF:
 
 def gaussian_psf(fwhm: float, findings: tuple[Finding, ...] = ()) -> PSFModel:
     """A round Gaussian of a given width [pixels]."""
-    sigma = fwhm / 2.3548200450309493
+    sigma = fwhm / FWHM_PER_SIGMA
 
     def profile(dx: FloatArray, dy: FloatArray) -> FloatArray:
         values: FloatArray = np.exp(-0.5 * (dx**2 + dy**2) / sigma**2)

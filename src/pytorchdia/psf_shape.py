@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.special import eval_hermite, factorial
 
+from .metrics import FWHM_PER_SIGMA
+
 __all__ = ["Samples", "fit_moffat", "with_shapelets"]
 
 FloatArray = NDArray[np.float64]
 Profile = Callable[[FloatArray, FloatArray], FloatArray]
 
-_FWHM_PER_SIGMA = 2.3548200450309493
 _ORDERS = (2, 4, 6, 8, 10)
 _HUBER = 2.0
 
@@ -75,7 +76,7 @@ def fit_moffat(samples: Samples, fwhm: float) -> tuple[Profile, float]:
 
 def with_shapelets(samples: Samples, profile: Profile, fwhm: float) -> Profile:
     """Add the shapelets that the residuals ask for, of the order with the least BIC."""
-    sigma = fwhm / _FWHM_PER_SIGMA
+    sigma = fwhm / FWHM_PER_SIGMA
     residual = samples.value - profile(samples.dx, samples.dy)
     solutions = [(order, *_fit_shapelets(samples, residual, sigma, order)) for order in _ORDERS]
     # Per degree of freedom of the best fit, because the pixels of one star share its errors.

@@ -16,13 +16,13 @@ from .detect import Filtered, find_peaks, matched_filter, smooth_sky
 from .errors import Finding, InputError
 from .frame import Flag, Frame
 from .measure import default_noise, measure_seeing
+from .metrics import FWHM_PER_SIGMA
 
 __all__ = ["Catalogue", "StarFlag", "catalogue_from_list", "find_stars", "variance_of"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_FWHM_PER_SIGMA = 2.3548200450309493
 _DEFAULT_FWHM = 3.0
 _SKY_BOX = 64
 
@@ -252,7 +252,7 @@ def _filtered(reference: Frame, fwhm: float) -> Filtered:
     sky = smooth_sky(data, reference.mask.numpy(), _SKY_BOX)
     half = int(np.ceil(1.5 * fwhm))
     offsets = np.arange(-half, half + 1)
-    profile = np.exp(-0.5 * (offsets / (fwhm / _FWHM_PER_SIGMA)) ** 2)
+    profile = np.exp(-0.5 * (offsets / (fwhm / FWHM_PER_SIGMA)) ** 2)
     psf = np.outer(profile, profile)
     return matched_filter(data - sky, variance, psf / psf.sum())
 

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..frame import Frame
 from ..io import as_frame
 from ..measure import measure_seeing
+from ..metrics import FWHM_PER_SIGMA
 from ..noise import CCDNoise
 from ..simulate import SimulatedPair, Stars, render_gaussian
 from .scenarios import Case, Scenario, ScenarioName, lopsided_kernel
@@ -31,7 +32,6 @@ FloatArray = NDArray[np.float64]
 SIDE, KERNEL = 142, 19
 WIDE = SIDE + KERNEL - 1
 SMOOTHING = 1.0  # pixels
-_PER_FWHM = 1.0 / (2.0 * math.sqrt(2.0 * math.log(2.0)))
 
 
 def real_frame_scenario(path: Path, saturation: float | None = None) -> Scenario:
@@ -90,7 +90,7 @@ def _field(path: Path, saturation: float | None) -> _Field:
             f"{frame.shape[1]}, is free of masked pixels; use a larger or a cleaner frame."
         )
     sky = float(np.percentile(image[~spoilt], 1.0))
-    return _Field(image, sky, corners, seeing.fwhm * _PER_FWHM, read_noise / gain, gain)
+    return _Field(image, sky, corners, seeing.fwhm / FWHM_PER_SIGMA, read_noise / gain, gain)
 
 
 def _clean_corners(bad: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -16,20 +16,19 @@ from typing import Any
 import numpy as np
 from astropy.stats import mad_std
 from numpy.typing import NDArray
-from photutils.background import Background2D, MedianBackground
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import gaussian_filter
 
 from ..errors import InputError, PyTorchDIAError, PyTorchDIAWarning
 from ..frame import Frame
-from ..io import as_frame
-from ..measure import measure_seeing
+from ..io import as_frame, stem
+from ..measure import flattened, measure_seeing
+from ..metrics import FWHM_PER_SIGMA
 
-__all__ = ["Epoch", "Series", "flattened", "read_series", "whole_pixel_shift"]
+__all__ = ["Epoch", "Series", "read_series", "whole_pixel_shift"]
 
 FloatArray = NDArray[np.float64]
 SUFFIXES = (".fits", ".fit", ".fts", ".fits.fz", ".fit.fz", ".fits.gz", ".fit.gz", ".fts.gz")
-FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _TIME_KEYWORDS = ("BJD", "HJD", "MJD-OBS", "MJD", "JD")
 _CLEAR = 10.0  # times its own scatter that the peak of a cross-correlation must stand out
 
@@ -155,36 +154,12 @@ def read_frame(path: Path) -> Frame:
         return as_frame(path)
 
 
-def stem(path: Path) -> str:
-    """The name of a FITS file without its endings."""
-    name = path.name
-    for suffix in (".fz", ".gz", ".fits", ".fit", ".fts"):
-        name = name.removesuffix(suffix)
-    return name
-
-
 def _time_of(meta: Any) -> float | None:
     for keyword in _TIME_KEYWORDS:
         value = meta.get(keyword)
         if isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
     return None
-
-
-def flattened(frame: Frame) -> FloatArray:
-    """The frame without its slowly varying background [ADU]; 0 at bad pixels."""
-    bad, data = frame.mask.numpy(), frame.data.double().numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        box = max(16, min(64, min(data.shape) // 4))
-        try:
-            background = Background2D(
-                data, box, mask=bad, bkg_estimator=MedianBackground(), exclude_percentile=80.0
-            ).background
-        except ValueError:  # too little is left unmasked for a mesh
-            background = np.median(data[~bad]) if (~bad).any() else 0.0
-    flat: FloatArray = np.where(bad, 0.0, data - background)
-    return flat
 
 
 def whole_pixel_shift(target: FloatArray, reference: FloatArray) -> tuple[int, int] | None:

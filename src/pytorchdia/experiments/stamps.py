@@ -16,8 +16,8 @@ from scipy.ndimage import binary_dilation
 
 from ..errors import InputError
 from ..frame import Flag, Frame
+from ..measure import flattened
 from ..noise import NoiseModel
-from .series import flattened
 
 __all__ = [
     "STAMP",

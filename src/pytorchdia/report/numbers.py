@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from ..lightcurves import LightCurves
+from ..metrics import FWHM_PER_SIGMA
 from ..store import DETECTIONS
 
 __all__ = ["Curve", "Scatter", "detected_curve", "photon_limit", "scatter_of", "star_curve"]
@@ -148,7 +149,7 @@ def photon_limit(flux: FloatArray, conditions: Sequence[Mapping[str, Any]]) -> F
     if not usable:
         return None
     gain, fwhm, sky, scale = np.array(usable, dtype=float).T
-    area = 4.0 * np.pi * (fwhm / 2.3548) ** 2
+    area = 4.0 * np.pi * (fwhm / FWHM_PER_SIGMA) ** 2
     variance = np.median(flux[:, None] / (gain * scale) + area * (sky / scale) ** 2, axis=1)
     error: FloatArray = _PER_MAG * np.sqrt(variance) / flux
     return error
