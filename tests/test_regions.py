@@ -102,7 +102,7 @@ def test_regions_follow_a_psf_that_varies_and_leave_no_seam() -> None:
     spreads = [float(np.std((r.difference / np.sqrt(r.variance))[~border])) for r in (one, many)]
     assert spreads[1] < 0.8 * spreads[0]
     assert len(many.fits) == 4
-    widths = [np.abs(f.kernel).max() / f.kernel.sum() for f in many.fits if f.kernel is not None]
+    widths = [np.abs(f.kernel).max() / f.kernel.sum() for f in many.fits]
     assert widths[0] > 1.5 * widths[1]  # sharp on the left, wide on the right
     for result in many.fits:
         assert result.scale == pytest.approx(1.0, abs=0.05)
@@ -116,7 +116,10 @@ def test_a_region_that_cannot_be_fitted_costs_no_other() -> None:
         target.flagged(dark, Flag.MASKED), reference, kernel=KERNEL, noise=CCDNoise(0.0, 1.0),
         regions=2,
     )  # fmt: skip
-    assert [fit.kernel is None for fit in lost.fits] == [False, True, False, True]
+    assert [fit.region.centre[0] < 80 for fit in lost.fits] == [
+        True,
+        True,
+    ]  # those on the right are lost
     assert sum(f.code == "region-failed" for f in lost.findings) == 2
     assert np.isinf(lost.variance[:, 80:]).all()
     assert (lost.difference[:, 80:] == 0).all()

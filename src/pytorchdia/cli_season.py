@@ -131,6 +131,10 @@ def lightcurve(
     star: Annotated[int | None, typer.Argument(help="Number of the star.")] = None,
     x: Annotated[float | None, typer.Option("--x", help="Or the star nearest to this x,")] = None,
     y: Annotated[float | None, typer.Option("--y", help="and this y on the reference.")] = None,
+    candidate: Annotated[
+        int | None,
+        typer.Option(help="Or a variable or new source, by its number in the report."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Write CSV, ECSV, FITS or VOTable by its ending."),
@@ -141,8 +145,8 @@ def lightcurve(
     ] = 25.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
 ) -> None:
-    """Print, write or plot the light curve of one star."""
-    curve = _chosen(LightCurves.open(run), star, x, y)
+    """Print, write or plot the light curve of one star, or of one candidate."""
+    curve = _chosen(LightCurves.open(run), star, x, y, candidate)
     if output is not None:
         curve.write(output, overwrite, zero_point)
         stderr.print(f"[green]wrote[/] {output}", soft_wrap=True)
@@ -157,16 +161,25 @@ def lightcurve(
         print("\n".join(table[names].pformat(max_lines=-1, max_width=-1)))
 
 
-def _chosen(curves: LightCurves, star: int | None, x: float | None, y: float | None) -> LightCurve:
-    if star is not None and x is None and y is None:
+def _chosen(
+    curves: LightCurves, star: int | None, x: float | None, y: float | None, candidate: int | None
+) -> LightCurve:
+    if candidate is not None and star is None and x is None and y is None:
+        try:
+            return curves.candidate(candidate)
+        except KeyError as error:
+            raise InputError(str(error.args[0])) from error
+    if candidate is None and star is not None and x is None and y is None:
         if star not in curves:
             raise InputError(
                 f"{curves.run} has no star {star}; it has {len(curves)} stars (stars.parquet)."
             )
         return curves[star]
-    if star is None and x is not None and y is not None:
+    if candidate is None and star is None and x is not None and y is not None:
         return curves.at(x, y)
-    raise InputError("Give the number of a star, or --x and --y of a place on the reference.")
+    raise InputError(
+        "Give the number of a star, or --x and --y of a place on the reference, or --candidate."
+    )
 
 
 @contextmanager

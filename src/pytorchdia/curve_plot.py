@@ -34,7 +34,7 @@ def draw_light_curve(curve: LightCurve) -> Figure:
     scales = sorted({str(s) for s in table["time_scale"]})
     axes.set_xlabel(f"MJD ({', '.join(scales)})")
     axes.set_ylabel("flux - reference [ADU]")
-    axes.set_title(f"star {curve.star} at x = {curve.x:.1f}, y = {curve.y:.1f}")
+    axes.set_title(f"{curve.title} at x = {curve.x:.1f}, y = {curve.y:.1f}")
     if not clean.all():
         axes.legend()
     return figure

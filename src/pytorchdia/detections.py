@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,6 +84,10 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def chosen(self, which: NDArray[np.bool_]) -> Detections:
+        """Those that ``which``, (n,), is True for."""
+        return Detections(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
 def reference_light(reference: Frame, psf: PSF) -> FloatArray:

@@ -26,6 +26,7 @@ class Flag(enum.IntFlag):
     BORDER = 32
     CLIPPED = 64
     OUTSIDE = 128
+    CHANGED = 256
 
     @property
     def meaning(self) -> str:
@@ -52,6 +53,7 @@ _MEANINGS = {
     Flag.BORDER: "kernel footprint leaves the frame",
     Flag.CLIPPED: "rejected by sigma clipping",
     Flag.OUTSIDE: "outside the frame before its registration",
+    Flag.CHANGED: "left out of the fit because a source has changed",
 }
 
 

@@ -5,10 +5,9 @@ Each is given paths, names and settings, never open things, so that any process 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +15,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .background import PolynomialBackground
-from .config import make_likelihood, make_penalty, parse_kernel_size
 from .detection import Detections, detect_stars
-from .detections import filter_difference, find_in_difference, reference_light, systematic_share
+from .detections import reference_light
 from .frame import Frame
 from .headers import Keywords, TimeKeyword
 from .io import as_frame, read_plane
-from .kernel import DeltaKernel
-from .measure import default_noise, kernel_size
+from .measure import default_noise
 from .noise import NoiseModel
-from .photometry import measure_fluxes, target_variance
-from .psf import RegionalPSF
 from .quality import FrameQuality, measure_quality
-from .regions import subtract_by_regions
 from .register import Registration, find_transform, measure_flux_ratio
 from .resample import apply_registration
 from .run_config import Settings
 from .run_state import Made, file_digest
 from .season_files import (
-    StoredDifference,
-    read_difference,
     read_frame,
     read_psf,
-    write_difference,
     write_frame,
 )
-from .stars import variance_of
-from .store import DETECTIONS, EPOCH, read_table, write_table
-from .subtract import subtract
 
 __all__ = [
     "Source",
     "measure_frame",
-    "photometry_of_frame",
     "quality_from",
     "register_frame",
     "registered",
     "registration_from",
-    "subtract_frame",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -146,138 +131,6 @@ def registered(
     return replace(moved, findings=moved.findings + findings), None
 
 
-def subtract_frame(
-    source: Source, registration: Registration, fwhm: float | None, settings: Settings, run: Path
-) -> Made:
-    """Subtract the matched reference from a frame, region by region."""
-    reference, _ = reference_and_light(run)
-    target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
-    chosen = settings.subtract
-    fit = partial(
-        subtract, background=PolynomialBackground(chosen.background),
-        likelihood=make_likelihood(chosen.likelihood), device=chosen.device,
-    )  # fmt: skip
-    if chosen.prior is not None:
-        fit = partial(fit, penalty=make_penalty(chosen.prior, None))
-    kernel = _kernel(chosen.kernel, fwhm, reference.shape)
-    regions = None if chosen.regions == "auto" else chosen.regions
-    result = subtract_by_regions(
-        target, reference, kernel=kernel, noise=noise, regions=regions, fit=fit
-    )
-    cards = {
-        "FRAME": source.name,
-        "DIAP": result.scale,
-        "DIAPERR": result.scale_error,
-        "BUNIT": "adu",
-    }
-    path = write_difference(
-        run / "differences" / f"{source.name}_diff.fits", result, reference.wcs, cards
-    )
-    fitted = [fit for fit in result.fits if fit.kernel is not None]
-    values = {
-        "scale": result.scale,
-        "scale_error": result.scale_error,
-        "kernel": list(kernel.shape),
-        "regions": len(result.fits),
-        "regions_fitted": len(fitted),
-        "reduced_chi_square": float(np.mean([fit.reduced_chi_square for fit in fitted])),
-        "converged": all(fit.status == "CONVERGED" for fit in fitted),
-        "masked_share": float((result.flags != 0).mean()),
-    }
-    said = dict.fromkeys((*target.findings, *result.findings))
-    return Made((path,), values, tuple(said))
-
-
-def photometry_of_frame(
-    name: str, quality: Mapping[str, Any], settings: Settings, run: Path
-) -> Made:
-    """Fluxes of all stars in a difference, as one Parquet part."""
-    stored = read_difference(run / "differences" / f"{name}_diff.fits")
-    stars = read_table(run / "stars.parquet")
-    x, y = (np.asarray(stars[axis], dtype=np.float64) for axis in "xy")
-    psf = epoch_psf(stored, run)
-    difference, variance, shared = on_reference_scale(stored, run)
-    fluxes = measure_fluxes(
-        difference, shared, stored.flags, psf, x, y,
-        sky_spacing=settings.photometry.sky_spacing, robust=settings.photometry.robust,
-    )  # fmt: skip
-    which = stored.region_of(x, y)
-    scales = np.array([fit.scale for fit in stored.fits])
-    errors = np.array([fit.scale_error for fit in stored.fits])
-    columns = {
-        "star": np.asarray(stars["star"]),
-        "frame": name,
-        "time": quality["time"],
-        "time_scale": quality["time_scale"],
-        "bjd_tdb": quality["bjd_tdb"],
-        "flux": np.where(fluxes.valid, fluxes.flux, np.nan),
-        "error": np.where(fluxes.valid, fluxes.error, np.nan),
-        "chi_square": fluxes.chi_square,
-        "n_pixels": fluxes.n_pixels,
-        "scale": scales[which],
-        "scale_error": errors[which],
-        "fwhm": quality["fwhm"],
-        "flags": fluxes.flags,
-    }
-    path = write_table(run / "photometry" / f"{name}.parquet", EPOCH, columns)
-    good = fluxes.valid
-    reference = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
-    share = systematic_share(columns["flux"], columns["error"], np.nan_to_num(reference))
-    _, light = reference_and_light(run)
-    filtered = filter_difference(difference, variance, stored.flags, psf, light=light, share=share)
-    found = find_in_difference(
-        difference, variance, stored.flags, psf, filtered, threshold=settings.variables.threshold
-    )
-    second = write_table(run / "detections" / f"{name}.parquet", DETECTIONS, vars(found))
-    values = {
-        "systematic_share": share,
-        "detections": len(found),
-        "stars": len(x),
-        "measured": int(good.sum()),
-        "clean": int((fluxes.flags == 0).sum()),
-        "median_error": float(np.median(fluxes.error[good])) if good.any() else None,
-    }
-    return Made((path, second), values)
-
-
-def epoch_psf(stored: StoredDifference, run: Path) -> RegionalPSF:
-    """The reference's PSF convolved with the kernel of each region (section 4.2)."""
-    psf = read_psf(run / "psf.fits")
-    models = [psf.convolved(fit.kernel) for fit in stored.fits if fit.kernel is not None]
-    return RegionalPSF(models, stored.region_of)
-
-
-def on_reference_scale(
-    stored: StoredDifference, run: Path
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Difference, its variance, and the target's own part of that, in units of the reference.
-
-    Each region is divided by its own P.
-    """
-    reference, _ = reference_and_light(run)
-    theirs = variance_of(reference)
-    difference = stored.difference.astype(np.float64)
-    variance = stored.variance.astype(np.float64)
-    own = np.full(variance.shape, np.inf)
-    for fit in stored.fits:
-        here = (fit.region.rows, fit.region.columns)
-        scale = fit.scale if fit.scale > 0 else math.inf
-        assert fit.kernel is not None
-        half_y, half_x = (n // 2 for n in fit.kernel.shape)
-        top, left = max(0, here[0].start - half_y), max(0, here[1].start - half_x)
-        wide = (slice(top, here[0].stop + half_y), slice(left, here[1].stop + half_x))
-        part = target_variance(stored.variance[wide], fit.kernel, theirs[wide])
-        inside = part[
-            here[0].start - top : here[0].stop - top, here[1].start - left : here[1].stop - left
-        ]
-        difference[here] /= scale
-        variance[here] /= scale**2
-        own[here] = inside / scale**2
-    bad = ~np.isfinite(variance) | (variance <= 0)
-    difference[bad], variance[bad], own[bad] = 0.0, np.inf, np.inf
-    return difference, variance, own
-
-
 def load(source: Source, settings: Settings) -> Frame:
     """Read a raw frame with the season's mask, camera and keywords."""
     camera = settings.camera
@@ -298,14 +151,6 @@ def keywords_of(settings: Settings) -> Keywords:
     return Keywords(
         chosen.gain, chosen.read_noise, chosen.saturation, chosen.exposure, chosen.filter, times
     )
-
-
-def _kernel(size: str | int, fwhm: float | None, shape: tuple[int, int]) -> DeltaKernel:
-    """The kernel asked for, or one of 9 Gaussian widths of the frame's PSF (section 3.3)."""
-    given = parse_kernel_size(str(size))
-    if given is not None:
-        return given
-    return DeltaKernel(kernel_size(fwhm, shape))
 
 
 @dataclass(frozen=True)

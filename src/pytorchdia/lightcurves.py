@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError, ReadError
 from .product import check_writable, replacing
-from .store import EPOCH, describe, read_table
+from .store import EPOCH, FOLLOWED, describe, read_table
 
 if TYPE_CHECKING:
     from typing import Self
@@ -38,11 +38,12 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class LightCurve:
-    """One star through a season; rows in the order of time, those without a time last.
+    """One star or candidate through a season; rows in the order of time, without a time last.
 
     Attributes
     ----------
-    star : int
+    star : int or None
+        Number of the star; None for a candidate that is no star of the catalogue.
     x, y : float
         Position on the reference [pixels].
     ra, dec : float or None
@@ -51,10 +52,12 @@ class LightCurve:
         PSF flux of the star on the reference, and its error [ADU]. The error belongs to all
         epochs together and is in no row.
     epochs : Table
-        The columns of :data:`pytorchdia.store.EPOCH`.
+        The columns of :data:`pytorchdia.store.EPOCH`, or of :data:`pytorchdia.store.FOLLOWED`.
+    candidate : int or None
+        Number of the candidate, if its flux was measured where the light changes.
     """
 
-    star: int
+    star: int | None
     x: float
     y: float
     ra: float | None
@@ -62,6 +65,12 @@ class LightCurve:
     reference_flux: float | None
     reference_error: float | None
     epochs: Table
+    candidate: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is the light curve of."""
+        return f"star {self.star}" if self.candidate is None else f"candidate {self.candidate}"
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -116,7 +125,7 @@ class LightCurve:
         scales = sorted({str(s).split()[0] for s in table["time_scale"]})
         if len(scales) != 1:
             raise InputError(
-                f"The epochs of star {self.star} are on {len(scales)} time scales "
+                f"The epochs of {self.title} are on {len(scales)} time scales "
                 f"({', '.join(scales) or 'no epoch has a time'}); a time series needs one. "
                 "Use to_table()."
             )
@@ -147,7 +156,7 @@ class LightCurve:
         return path
 
     def _about(self) -> dict[str, float | int | None]:
-        names = ("star", "x", "y", "ra", "dec", "reference_flux", "reference_error")
+        names = ("candidate", "star", "x", "y", "ra", "dec", "reference_flux", "reference_error")
         return {name: getattr(self, name) for name in names}
 
 
@@ -213,11 +222,49 @@ class LightCurves:
                 else f"{self.run} has no stars at all."
             )
         row = self.stars[int(where[0])]
-        epochs = self._read(pa.compute.field("star") == star)
-        epochs = epochs.sort_by([("time", "ascending"), ("frame", "ascending")])
+        epochs = self._read(self.dataset, pa.compute.field("star") == star)
         return LightCurve(
             int(star), float(row["x"]), float(row["y"]), _number(row["ra"]), _number(row["dec"]),
             _number(row["flux"]), _number(row["error"]), _astropy(epochs),
+        )  # fmt: skip
+
+    @cached_property
+    def candidates(self) -> Table:
+        """Variables and new sources: columns of :data:`pytorchdia.store.CANDIDATES`.
+
+        Raises
+        ------
+        ReadError
+            The run has not looked for them yet.
+        """
+        return _astropy(read_table(self.run / "candidates.parquet"))
+
+    def candidate(self, number: int) -> LightCurve:
+        """The light curve of a candidate, measured where its light changes.
+
+        Raises
+        ------
+        KeyError
+            There is no such candidate, or it is doubtful: those are not followed.
+        ReadError
+            The run has not followed its candidates yet.
+        """
+        known = np.asarray(self.candidates["candidate"])
+        doubtful = np.asarray(self.candidates["kind"]) == "doubtful"
+        if number not in known[~doubtful].tolist():
+            what = "is doubtful, and not followed" if number in known.tolist() else "is not known"
+            raise KeyError(
+                f"Candidate {number} of {self.run} {what}; {int((~doubtful).sum())} are followed."
+            )
+        row = self.candidates[int(np.flatnonzero(known == number)[0])]
+        parts = sorted(map(str, (self.run / "followed").glob("[!.]*.parquet")))
+        dataset = ds.dataset(parts, schema=FOLLOWED, format="parquet")
+        epochs = self._read(dataset, pa.compute.field("candidate") == number)
+        star = _number(row["star"])
+        return LightCurve(
+            None if star is None else int(star), float(row["x"]), float(row["y"]),
+            _number(row["ra"]), _number(row["dec"]), _number(row["reference_flux"]),
+            _number(row["reference_error"]), _astropy(epochs), number,
         )  # fmt: skip
 
     def at(self, x: float, y: float) -> LightCurve:
@@ -233,9 +280,11 @@ class LightCurves:
         distance = np.hypot(np.asarray(self.stars["x"]) - x, np.asarray(self.stars["y"]) - y)
         return self[int(self.ids[int(np.argmin(distance))])]
 
-    def _read(self, condition: Any) -> Any:
+    def _read(self, dataset: Any, condition: Any) -> Any:
+        """Rows of a dataset, in the order of time."""
         try:
-            return self.dataset.to_table(filter=condition)
+            rows = dataset.to_table(filter=condition)
+            return rows.sort_by([("time", "ascending"), ("frame", "ascending")])
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ReadError(f"The photometry in {self.run} cannot be read ({reason}).") from error

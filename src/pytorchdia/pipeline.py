@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .difference_steps import follow_candidates, photometry_of_frame, subtract_frame
 from .errors import InputError
 from .frame_list import sources_of
 from .frame_steps import (
     Source,
     measure_frame,
-    photometry_of_frame,
     quality_from,
     register_frame,
     registration_from,
-    subtract_frame,
 )
 from .frames_table import FrameRow, write_frames
 from .quality import FrameQuality, Grade, Limits, grade
@@ -48,7 +47,7 @@ __all__ = ["STEPS", "Executor", "Progress", "RunSummary", "in_this_process", "ru
 STEPS = ("register", "reference", "subtract", "photometry", "report")
 """Names of the steps for people, in order."""
 
-_STEP_OF = {"measure": "register", "variables": "photometry"}  # those with two kinds of units
+_STEP_OF = {"measure": "register", "variables": "photometry", "follow": "photometry"}
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, the number of units done, and that of all."""
@@ -209,7 +208,8 @@ class _Season:
             raise InputError(f"The reference could not be made{why}")
 
     def _subtract(self) -> None:
-        made = self._states["reference"]["reference"].products["reference.fits"]
+        products = self._states["reference"]["reference"].products
+        made = [products[name] for name in ("reference.fits", "psf.fits")]
         units = [
             Unit(
                 "subtract", name,
@@ -263,12 +263,30 @@ class _Season:
         })  # fmt: skip
         arguments = (epochs, self.settings, self.run)
         unit = Unit("variables", "candidates", digest, find_variables, arguments)
-        self._advance("variables", [unit])
+        found = self._advance("variables", [unit])
+        if not found:
+            return
+        where = found["candidates"].values["followed"]
+        self._advance("follow", [
+            Unit(
+                "follow", name,
+                digest_of({
+                    "difference": subtracted[name].content,
+                    "reference": reference,
+                    "quality": self._states["measure"][name].content,
+                    "candidates": where,
+                    "settings": self._of("photometry"),
+                }),
+                follow_candidates,
+                (name, self._states["measure"][name].values, self.settings, self.run),
+            )
+            for name in measured
+        ])  # fmt: skip
 
     def _report(self) -> None:
         whole = {
             f"{step}/{name}": state.content
-            for step in ("reference", "subtract", "photometry", "variables")
+            for step in ("reference", "subtract", "photometry", "variables", "follow")
             for name, state in self._states[step].items()
         }
         rows = self._rows()

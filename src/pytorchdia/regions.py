@@ -8,7 +8,6 @@ kernel and the scale of the place.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -63,19 +62,19 @@ class RegionFit:
     Attributes
     ----------
     region : Region
-    kernel : ndarray or None
-        K, (ky, kx); None where the fit was not possible.
+    kernel : ndarray
+        K, (ky, kx).
     scale, scale_error : float
-        P and its error; 0 and infinity where the fit was not possible.
+        P and its error.
     background : float
         B_0 [ADU].
     reduced_chi_square : float
     status : str
-        Name of the :class:`~pytorchdia.errors.Status`, or "NONE" without a fit.
+        Name of the :class:`~pytorchdia.errors.Status`.
     """
 
     region: Region
-    kernel: NDArray[np.float64] | None
+    kernel: NDArray[np.float64]
     scale: float
     scale_error: float
     background: float
@@ -96,6 +95,7 @@ class FrameDifference:
     flags : ndarray of int16
         (h, w), bits of :class:`~pytorchdia.frame.Flag`.
     fits : tuple of RegionFit
+        Those of the regions that could be fitted.
     findings : tuple of Finding
     """
 
@@ -103,18 +103,38 @@ class FrameDifference:
     variance: NDArray[np.floating[Any]]
     flags: NDArray[np.int16]
     fits: tuple[RegionFit, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def scale(self) -> float:
-        """Mean P of the regions that were fitted."""
-        return float(np.mean([fit.scale for fit in self.fits if fit.kernel is not None]))
+        """Mean P of the regions."""
+        return float(np.mean([fit.scale for fit in self.fits]))
 
     @property
     def scale_error(self) -> float:
         """Error of the mean P, those of the regions being independent."""
-        errors = [fit.scale_error for fit in self.fits if fit.kernel is not None]
+        errors = [fit.scale_error for fit in self.fits]
         return float(np.sqrt(np.sum(np.square(errors))) / len(errors))
+
+    def region_of(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The region, as an index into ``fits``, in which (or nearest to which) positions lie."""
+        distance = [
+            np.maximum(
+                _outside(np.asarray(x), fit.region.columns),
+                _outside(np.asarray(y), fit.region.rows),
+            )
+            for fit in self.fits
+        ]
+        nearest: NDArray[np.int64] = np.argmin(distance, axis=0)
+        return nearest
+
+
+def _outside(values: NDArray[np.float64], span: slice) -> NDArray[np.float64]:
+    """How far positions lie outside a span of pixels [pixels], 0 inside."""
+    distance: NDArray[np.float64] = np.maximum(
+        np.maximum(span.start - 0.5 - values, values - (span.stop - 0.5)), 0.0
+    )
+    return distance
 
 
 def grid_of_regions(
@@ -258,7 +278,6 @@ def _together(
         here = (region.rows, region.columns)
         if isinstance(result, InputError):
             flags[here] |= int(Flag.MASKED)
-            fits.append(RegionFit(region, None, 0.0, math.inf, 0.0, 0.0, "NONE"))
             x, y = region.centre
             finding = Finding(
                 "region-failed",

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
-from numpy.typing import NDArray
 
 from .errors import ReadError
 from .frame import Flag, Frame
@@ -30,7 +29,6 @@ from .psf import PSFModel
 from .regions import FrameDifference, Region, RegionFit
 
 __all__ = [
-    "StoredDifference",
     "read_difference",
     "read_frame",
     "read_psf",
@@ -94,38 +92,6 @@ def read_psf(path: Path) -> PSFModel:
         return PSFModel(table, int(header["OVERSAMP"]), n_stars=int(header["NSTARS"]))
 
 
-@dataclass(frozen=True)
-class StoredDifference:
-    """A difference as it lies on disk: images, and what was fitted in each region.
-
-    Attributes
-    ----------
-    difference, variance : ndarray
-        (h, w) [ADU of the target], [ADU^2]; 0 and infinite where there is no data.
-    flags : ndarray of int16
-        (h, w), bits of :class:`~pytorchdia.frame.Flag`.
-    fits : tuple of RegionFit
-        Those that succeeded.
-    """
-
-    difference: NDArray[np.float32]
-    variance: NDArray[np.float32]
-    flags: NDArray[np.int16]
-    fits: tuple[RegionFit, ...]
-
-    def region_of(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The region, as an index into ``fits``, in which (or nearest to which) positions lie."""
-        distance = [
-            np.maximum(
-                _outside(np.asarray(x), fit.region.columns),
-                _outside(np.asarray(y), fit.region.rows),
-            )
-            for fit in self.fits
-        ]
-        nearest: NDArray[np.int64] = np.argmin(distance, axis=0)
-        return nearest
-
-
 def write_difference(
     path: Path, result: FrameDifference, wcs: Any, cards: Mapping[str, Any]
 ) -> Path:
@@ -141,15 +107,14 @@ def write_difference(
         Keywords of the primary header.
     """
     world = _world(wcs)
-    fitted = [fit for fit in result.fits if fit.kernel is not None]
-    kernels = np.stack([fit.kernel for fit in fitted if fit.kernel is not None])
+    kernels = np.stack([fit.kernel for fit in result.fits])
     names = ("X", "Y", "ROW0", "ROW1", "COLUMN0", "COLUMN1", "P", "P_ERROR", "BACKGROUND",
              "RCHI2", "STATUS")  # fmt: skip
     rows = [
         (*fit.region.centre, fit.region.rows.start, fit.region.rows.stop,
          fit.region.columns.start, fit.region.columns.stop, fit.scale, fit.scale_error,
          fit.background, fit.reduced_chi_square, fit.status)
-        for fit in fitted
+        for fit in result.fits
     ]  # fmt: skip
     hdus = [
         fits.PrimaryHDU(result.difference, _header(world, cards)),
@@ -161,7 +126,7 @@ def write_difference(
     return _write(path, hdus)
 
 
-def read_difference(path: Path) -> StoredDifference:
+def read_difference(path: Path) -> FrameDifference:
     """What :func:`write_difference` wrote.
 
     Raises
@@ -180,7 +145,7 @@ def read_difference(path: Path) -> StoredDifference:
                 float(row[name]) for name in ("P", "P_ERROR", "BACKGROUND", "RCHI2")
             )
             regions.append(RegionFit(place, kernel, scale, error, level, chi2, str(row["STATUS"])))
-        return StoredDifference(
+        return FrameDifference(
             np.array(hdus[0].data, np.float32), np.array(hdus["VARIANCE"].data, np.float32),
             np.array(hdus["MASK"].data, np.int16), tuple(regions),
         )  # fmt: skip
@@ -246,10 +211,3 @@ def _flag_header(world: fits.Header) -> fits.Header:
         bit = int(flag).bit_length() - 1
         header[f"MSK{bit:02d}"] = (flag.name, f"bit {bit} ({int(flag)})")
     return header
-
-
-def _outside(values: NDArray[np.float64], span: slice) -> NDArray[np.float64]:
-    distance: NDArray[np.float64] = np.maximum(
-        np.maximum(span.start - 0.5 - values, values - (span.stop - 0.5)), 0.0
-    )
-    return distance

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 from astropy.table import Table
+from numpy.typing import NDArray
 
 from .combining import combine
 from .detections import Detections, filter_difference
+from .difference_steps import epoch_psf, on_reference_scale
 from .errors import Finding, InputError, ReadError
 from .frame import Frame
 from .frame_steps import (
     Source,
-    epoch_psf,
     load,
-    on_reference_scale,
     reference_and_light,
     registered,
     registration_from,
@@ -27,14 +27,16 @@ from .photometry import reference_fluxes, refine_positions
 from .psf import PSFModel
 from .psf_fit import fit_psf
 from .run_config import Settings
-from .run_state import Made
-from .season_files import read_difference, write_frame, write_psf
+from .run_state import Made, digest_of
+from .season_files import read_difference, read_psf, write_frame, write_psf
 from .season_stack import Stack
 from .stars import Catalogue, catalogue_from_list, find_stars
 from .store import CANDIDATES, STARS, read_table, write_table
-from .variables import Candidate, merge_detections, stack_detections
+from .variables import Candidate, Kind, merge_detections, stack_detections
 
 __all__ = ["find_variables", "make_reference"]
+
+FloatArray = NDArray[np.float64]
 
 
 def make_reference(
@@ -144,8 +146,37 @@ def find_variables(
     )  # fmt: skip
     path = run / "candidates.parquet"
     columns = _columns(candidates, [name for name, _ in epochs], reference)
+    columns |= _on_reference(candidates, reference, stars, run)
     write_table(path, CANDIDATES, columns, rows=len(candidates))
-    return Made((path,), {"candidates": len(candidates), "epochs": len(epochs), "fwhm": fwhm})
+    values = {
+        "candidates": len(candidates),
+        "epochs": len(epochs),
+        "fwhm": fwhm,
+        "followed": digest_of(
+            {"candidates": [(c.x, c.y) for c in candidates if c.kind is not Kind.DOUBTFUL]}
+        ),
+    }
+    return Made((path,), values)
+
+
+def _on_reference(
+    candidates: Sequence[Candidate], reference: Frame, stars: Catalogue, run: Path
+) -> dict[str, FloatArray]:
+    """Flux on the reference: that of the star, or measured beside all stars where there is none."""
+    flux, error = np.full((2, len(candidates)), np.nan)
+    row = {int(star): i for i, star in enumerate(stars.id)}
+    for i, c in enumerate(candidates):
+        if c.star is not None:
+            flux[i], error[i] = stars.flux[row[c.star]], stars.flux_error[row[c.star]]
+    new = np.flatnonzero([c.kind is Kind.NEW for c in candidates])
+    if len(new):
+        x, y = (np.array([getattr(candidates[i], axis) for i in new]) for axis in "xy")
+        more = stars.joined(catalogue_from_list(reference, x=x, y=y))
+        found = reference_fluxes(reference, read_psf(run / "psf.fits"), more)
+        added = slice(len(stars), None)
+        flux[new] = np.where(found.valid, found.flux, np.nan)[added]
+        error[new] = np.where(found.valid, found.error, np.nan)[added]
+    return {"reference_flux": flux, "reference_error": error}
 
 
 def catalogue_of(run: Path) -> Catalogue:
@@ -185,7 +216,7 @@ def _columns(
     plain = ("star", "separation", "significance", "false_alarms", "flux", "error", "in_stack",
              "flags")  # fmt: skip
     return {
-        "x": x, "y": y, "ra": ra, "dec": dec,
+        "candidate": np.arange(1, len(candidates) + 1), "x": x, "y": y, "ra": ra, "dec": dec,
         "kind": np.array([str(c.kind) for c in candidates], dtype=object),
         "n_epochs": np.array([len(c.epochs) for c in candidates], dtype=np.int64),
         "best_frame": np.array(

@@ -15,7 +15,16 @@ import pyarrow.parquet as pq
 from .errors import ReadError
 from .product import replacing
 
-__all__ = ["CANDIDATES", "DETECTIONS", "EPOCH", "STARS", "describe", "read_table", "write_table"]
+__all__ = [
+    "CANDIDATES",
+    "DETECTIONS",
+    "EPOCH",
+    "FOLLOWED",
+    "STARS",
+    "describe",
+    "read_table",
+    "write_table",
+]
 
 
 def _field(name: str, kind: Any, unit: str, meaning: str) -> Any:
@@ -42,6 +51,14 @@ EPOCH = pa.schema(
     ]
 )
 """Columns of ``photometry/NAME.parquet``: one row for each star, in the order of the catalogue."""
+
+FOLLOWED = pa.schema(
+    [
+        _field("candidate", pa.int64(), "", "number of the candidate in candidates.parquet"),
+        *list(EPOCH)[1:],
+    ]
+)
+"""Columns of ``followed/NAME.parquet``: one row for each candidate that is not doubtful."""
 
 STARS = pa.schema(
     [
@@ -72,6 +89,7 @@ DETECTIONS = pa.schema(
 
 CANDIDATES = pa.schema(
     [
+        _field("candidate", pa.int64(), "", "number, from 1 on; the best are first"),
         _field("x", pa.float64(), "pix", "column on the reference"),
         _field("y", pa.float64(), "pix", "row on the reference"),
         _field("ra", pa.float64(), "deg", "right ascension; null without a WCS"),
@@ -85,6 +103,13 @@ CANDIDATES = pa.schema(
         _field("best_frame", pa.string(), "", "where it is most significant; null: the stack"),
         _field("flux", pa.float64(), "adu", "there, in ADU of the reference"),
         _field("error", pa.float64(), "adu", "1-sigma error of flux"),
+        _field(
+            "reference_flux",
+            pa.float64(),
+            "adu",
+            "of the star, or what is at the place on the reference; null if it cannot be measured",
+        ),
+        _field("reference_error", pa.float64(), "adu", "1-sigma error of reference_flux"),
         _field("in_stack", pa.bool_(), "", "whether the stack of all epochs shows it"),
         _field("flags", pa.int32(), "", "bits of DetectionFlag that all its detections share"),
     ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from ..lightcurves import LightCurves
+from ..lightcurves import LightCurve, LightCurves
 from ..metrics import FWHM_PER_SIGMA
-from ..store import DETECTIONS
 
-__all__ = ["Curve", "Scatter", "detected_curve", "photon_limit", "scatter_of", "star_curve"]
+__all__ = ["Curve", "Scatter", "curve_of", "photon_limit", "scatter_of"]
 
 FloatArray = NDArray[np.float64]
 
@@ -47,9 +44,9 @@ class Scatter:
     limit: tuple[FloatArray, FloatArray] | None
 
 
-def star_curve(curves: LightCurves, star: int) -> Curve:
-    """The light curve of a star of the catalogue; evenly thinned if it is very long."""
-    table = curves[star].epochs
+def curve_of(light_curve: LightCurve) -> Curve:
+    """What is drawn of a light curve; evenly thinned if it is very long."""
+    table = light_curve.epochs
     known = ~np.logical_or.reduce(
         [np.ma.getmaskarray(table[name]) for name in ("time", "flux", "error")]
     )
@@ -57,27 +54,6 @@ def star_curve(curves: LightCurves, star: int) -> Curve:
     table = table[_thinned(len(table), _EPOCHS)]
     time, flux, error = (np.asarray(table[n], dtype=float) for n in ("time", "flux", "error"))
     return Curve(time, flux, error, np.asarray(table["flags"]) == 0)
-
-
-def detected_curve(
-    run: Path, times: Mapping[str, float | None], x: float, y: float, within: float
-) -> Curve:
-    """Epochs in which a source that is no star of the catalogue was detected."""
-    paths = {str(run / "detections" / f"{name}.parquet"): t for name, t in times.items()}
-    parts = sorted(path for path, time in paths.items() if time is not None and Path(path).exists())
-    near = (pc.abs(pc.field("x") - x) < within) & (pc.abs(pc.field("y") - y) < within)
-    rows: list[tuple[float, float, float, bool]] = []
-    found = ds.dataset(parts, schema=DETECTIONS, format="parquet").to_table(
-        filter=near, columns=["__filename", "flux", "error", "flags"]
-    )
-    for row in found.to_pylist():
-        time = paths[row["__filename"]]
-        if time is not None and row["flux"] is not None and row["error"] is not None:
-            rows.append((time, row["flux"], row["error"], row["flags"] == 0))
-    rows.sort()
-    rows = [rows[i] for i in _thinned(len(rows), _EPOCHS)]
-    columns = np.array(rows, dtype=float).reshape(-1, 4).T
-    return Curve(columns[0], columns[1], columns[2], columns[3] > 0)
 
 
 def scatter_of(

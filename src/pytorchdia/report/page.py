@@ -47,7 +47,6 @@ class VariableCard:
     number: int
     candidate: Mapping[str, Any]
     curve: str | None
-    source: str
     stamps: Stamps | None
 
 
@@ -164,9 +163,10 @@ def _card(card: VariableCard) -> str:
         place += f"; RA {c['ra']:.6f}, Dec {c['dec']:+.6f}"
     said = (
         f"{place}. Significance {c['significance']:.1f}, found in {c['n_epochs']} epochs"
-        f"{' and in the stack' if c['in_stack'] else ''}. Curve: {card.source}."
+        f"{' and in the stack' if c['in_stack'] else ''}."
     )
-    curve = card.curve or "<p>No epoch of it can be drawn.</p>"
+    nothing = "What is doubtful is not followed." if c["kind"] == "doubtful" else "It has no epoch."
+    curve = card.curve or f"<p>{nothing}</p>"
     return (
         f'<article class="variable" id="variable{card.number}">'
         f"<h3>{card.number}. {escape(what)}</h3><p>{escape(said)}</p>"

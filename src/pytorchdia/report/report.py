@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ..errors import Finding
 from ..frame_steps import Source, reference_and_light, registered, registration_from
 from ..frames_table import FrameRow
 from ..lightcurves import LightCurves
+from ..regions import FrameDifference
 from ..run_config import Settings
 from ..run_state import Made, State, digest_of, write_text
-from ..season_files import StoredDifference, read_difference
+from ..season_files import read_difference
 from ..store import read_table
 from .drawings import curve_drawing, scatter_drawing, season_drawing
-from .numbers import detected_curve, scatter_of, star_curve
+from .numbers import curve_of, scatter_of
 from .page import Content, KernelPicture, VariableCard, page_of
 from .pictures import Stamps, cut, grey, half_width, limits_of, shrunk, signed
 
@@ -84,7 +85,7 @@ def make_report(
     image = np.where(reference.mask.numpy(), np.nan, reference.data.numpy())
     made = State.read(run, "reference", "reference")
     fwhm = float(made.values["fwhm"]) if made is not None else 4.0
-    best = sorted(candidates, key=lambda c: c["kind"] == "doubtful")[:MOST_VARIABLES]
+    best = candidates[:MOST_VARIABLES]
     stamps = _stamps(best, {s.name: s for s in sources}, settings, run, fwhm)
     small = shrunk(image, 800)
     scatter = scatter_of(
@@ -106,7 +107,7 @@ def make_report(
         photon_limit=scatter is not None and scatter.limit is not None,
         kernels=tuple(_kernels(rows, run)),
         variables=tuple(
-            _card(number, candidate, stamps.get(number), curves, rows, run, fwhm)
+            _card(number, candidate, stamps.get(number), curves)
             for number, candidate in enumerate(best, 1)
         ),
     )
@@ -143,7 +144,6 @@ def _kernels(rows: Sequence[FrameRow], run: Path) -> list[KernelPicture]:
         height, width = stored.difference.shape
         at = int(stored.region_of(np.array([width / 2]), np.array([height / 2]))[0])
         kernel = stored.fits[at].kernel
-        assert kernel is not None
         picture = signed(kernel, float(np.abs(kernel).max()) or 1.0, "PuOr_r")
         pictures.append(KernelPicture(row.name, picture, kernel.shape, stored.fits[at].scale))
     return pictures
@@ -202,33 +202,19 @@ def _sky(stamp: FloatArray) -> float:
     return float(np.percentile(good, 20.0)) if good.size else 0.0
 
 
-def _significance(stored: StoredDifference) -> FloatArray:
+def _significance(stored: FrameDifference) -> FloatArray:
     known = np.isfinite(stored.variance) & (stored.variance > 0)
     error = np.sqrt(np.where(known, stored.variance, 1.0))
     z: FloatArray = np.where(known, stored.difference / error, np.nan)
     return z
 
 
-@dataclass(frozen=True)
-class _Words:
-    title: str
-    source: str
-
-
 def _card(
-    number: int, candidate: Mapping[str, Any], stamps: Stamps | None, curves: LightCurves,
-    rows: Sequence[FrameRow], run: Path, fwhm: float,
-) -> VariableCard:  # fmt: skip
-    star = candidate["star"]
-    if star is not None and star in curves:
-        words = _Words(f"Light curve of star {star}", "fluxes of a star of the catalogue")
-        curve = star_curve(curves, star)
-    else:
-        words = _Words(
-            f"Light curve of candidate {number}",
-            "not in the catalogue of stars: only epochs in which it was detected",
-        )
-        times = {row.name: row.time for row in rows if row.status == "done"}
-        curve = detected_curve(run, times, candidate["x"], candidate["y"], fwhm / 2.0)
-    drawing = curve_drawing(curve, f"curve{number}", words.title) if len(curve.time) else None
-    return VariableCard(number, dict(candidate), drawing, words.source, stamps)
+    number: int, candidate: Mapping[str, Any], stamps: Stamps | None, curves: LightCurves
+) -> VariableCard:
+    if candidate["kind"] == "doubtful":
+        return VariableCard(number, dict(candidate), None, stamps)
+    curve = curve_of(curves.candidate(candidate["candidate"]))
+    title = f"Light curve of candidate {number}"
+    drawing = curve_drawing(curve, f"curve{number}", title) if len(curve.time) else None
+    return VariableCard(number, dict(candidate), drawing, stamps)
