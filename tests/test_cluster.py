@@ -59,6 +59,20 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
         assert np.ma.max(apart) < 0.05
 
 
+def test_a_cluster_that_is_there_already(tmp_path: Path) -> None:
+    from dask import distributed
+
+    write_season(tmp_path, 3)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0"
+    ) as cluster:
+        summary = reduce(tmp_path / "config.toml", scheduler=cluster.scheduler_address)
+        with distributed.Client(cluster, set_as_default=False) as client:
+            assert len(client.nthreads()) == 1  # the run has left it as it was
+    assert [row.status for row in summary.rows] == ["done"] * 3
+    assert len(LightCurves(tmp_path / "run")[1]) == 3
+
+
 def test_without_dask_it_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

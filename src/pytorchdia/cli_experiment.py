@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import display
+from .config import parse_frame_size
 from .errors import InputError, WriteError
 from .experiments import (
     ALL_PAIRS,
@@ -28,6 +29,8 @@ from .experiments import (
     run_speed_kernel,
     run_table2,
 )
+from .recovery import run_season_experiment
+from .season import Season
 
 __all__ = ["app"]
 
@@ -149,6 +152,30 @@ def cudnn(folder: Folder = None, quick: Quick = False) -> None:
     """The convolution as a layer of a network against tiles: Figure 9 (section 5.3)."""
     with _results("cudnn", folder) as (place, report):
         run_layers(place, quick, report)
+
+
+@app.command()
+def season(
+    folder: Folder = None,
+    frames: Annotated[int, typer.Option(min=8, help="Frames, two a night.")] = 60,
+    size: Annotated[str, typer.Option(help="Side, or HEIGHTxWIDTH [pixels].")] = "512",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed is another field.")] = 1,
+    variables: Annotated[int, typer.Option(min=0, max=200, help="Variable stars.")] = 12,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="12 frames of 200 x 200 pixels: about a minute.")
+    ] = False,
+    workers: Workers = None,
+) -> None:
+    """A simulated season from raw frames to light curves, compared with its truth."""
+    chosen = Season(
+        seed=seed, shape=parse_frame_size("200" if quick else size), n_variables=variables
+    )
+    place = Path("pytorchdia-season") if folder is None else folder
+    with display.step_bars() as report:
+        run_season_experiment(
+            place, chosen, 12 if quick else frames, workers=workers, progress=report
+        )
+    display.stderr.print(f"Results are in {place}; read season.md first.")
 
 
 @contextmanager

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from . import display
 from .display import stderr
 from .errors import InputError
 from .frames_table import read_frames
 from .lightcurves import LightCurve, LightCurves
-from .pipeline import Progress as Report
 from .pipeline import RunSummary
 from .reduce import STEPS, reduce
 from .run_init import init_config
@@ -89,7 +78,7 @@ def reduce_season(
     """
     if workers is not None and scheduler is not None:
         raise InputError("Give --workers or --scheduler, not both.")
-    with _bars(quiet or dry_run) as progress:
+    with display.step_bars(quiet or dry_run) as progress:
         summary = reduce(
             config, only=only, until=until, workers=workers, scheduler=scheduler, dry_run=dry_run,
             progress=progress,
@@ -180,26 +169,6 @@ def _chosen(
     raise InputError(
         "Give the number of a star, or --x and --y of a place on the reference, or --candidate."
     )
-
-
-@contextmanager
-def _bars(silent: bool) -> Iterator[Report | None]:
-    """One line for each step, with the time left."""
-    if silent:
-        yield None
-        return
-    with Progress(
-        TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=stderr,
-    ) as progress:  # fmt: skip
-        tasks: dict[str, TaskID] = {}
-
-        def report(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = progress.add_task(step, total=total, completed=done)
-            progress.update(tasks[step], completed=done)
-
-        yield report
 
 
 def _show_plan(summary: RunSummary) -> None:

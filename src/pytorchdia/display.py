@@ -16,6 +16,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -34,6 +35,7 @@ __all__ = [
     "show_result",
     "show_summary",
     "stderr",
+    "step_bars",
     "summary_as_json",
 ]
 
@@ -59,6 +61,26 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
         def report(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def step_bars(silent: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar for each step, with the time left; None to call if ``silent``."""
+    if silent:
+        yield None
+        return
+    with Progress(
+        TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=stderr,
+    ) as progress:  # fmt: skip
+        tasks: dict[str, TaskID] = {}
+
+        def report(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total, completed=done)
+            progress.update(tasks[step], completed=done)
 
         yield report
 

@@ -4,6 +4,7 @@ from .epochs import Epoch, Trouble
 from .field import Field, Variable
 from .files import as_hdus, frame_name, truth_tables, write_season
 from .model import START, Season, SeasonFrame
+from .truth import Truth, read_truth
 
 __all__ = [
     "START",
@@ -12,9 +13,11 @@ __all__ = [
     "Season",
     "SeasonFrame",
     "Trouble",
+    "Truth",
     "Variable",
     "as_hdus",
     "frame_name",
+    "read_truth",
     "truth_tables",
     "write_season",
 ]
