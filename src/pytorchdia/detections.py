@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import maximum_filter
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
@@ -137,7 +138,7 @@ def filter_difference(
     """Flux and error of a star at each pixel of a difference, on the scale of the reference.
 
     Errors are enlarged by the robust scatter of the whole image if that is more than they say, and
-    by a share of the light of the reference.
+    by a share of the brightest light of the reference within one FWHM.
 
     Parameters
     ----------
@@ -158,7 +159,11 @@ def filter_difference(
     if known.any():
         z = flux[known] / error[known]
         error = error * max(1.0, float(1.4826 * np.median(np.abs(z - np.median(z)))))
-    return Filtered(flux, error, None if light is None else share * np.maximum(light, 0.0))
+    if light is None:
+        return Filtered(flux, error)
+    # What is left of a star reaches beyond it: the brightest within one FWHM counts.
+    reach = maximum_filter(np.maximum(light, 0.0), footprint=_disc(psf.fwhm), mode="nearest")
+    return Filtered(flux, error, share * reach)
 
 
 def find_in_difference(
@@ -307,6 +312,12 @@ def _is_dipole(
 
     moved = misfit(column(x + d, y) - column(x - d, y), column(x, y + d) - column(x, y - d))
     return moved < misfit(column(*one), column(*other))
+
+
+def _disc(radius: float) -> NDArray[np.bool_]:
+    reach = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
+    inside: NDArray[np.bool_] = np.hypot(reach[:, None], reach) <= radius
+    return inside
 
 
 def _central(psf: PSF, shape: tuple[int, int]) -> FloatArray:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .bad_lines import without_bad_lines
 from .detection import Detections, detect_stars
 from .detections import reference_light
 from .frame import Frame
@@ -140,7 +141,8 @@ def load(source: Source, settings: Settings) -> Frame:
         saturation=camera.saturation, keywords=keywords_of(settings),
         mask=None if mask is None else ~np.isfinite(mask) | (mask != 0),
     )  # fmt: skip
-    return replace(frame, name=source.name)
+    frame = replace(frame, name=source.name)
+    return without_bad_lines(frame) if settings.frames.bad_lines else frame
 
 
 def keywords_of(settings: Settings) -> Keywords:

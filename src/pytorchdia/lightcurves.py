@@ -301,7 +301,7 @@ def _astropy(table: Any) -> Table:
         if pa.types.is_string(kind):
             values = np.array([v or "" for v in column.to_pylist()], dtype=str)
         else:
-            values = np.asarray(column.fill_null(0))
+            values = np.asarray(column.fill_null(pa.scalar(0).cast(kind)))
         unit, meaning = about[name]
         columns.append(
             MaskedColumn(values, name, mask=missing, unit=unit or None, description=meaning)

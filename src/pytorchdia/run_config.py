@@ -57,6 +57,10 @@ class FrameSettings(_Section):
     flat: str | None = Field(
         None, description="Master flat-field the frames were divided by, for the noise (eq 6)."
     )
+    bad_lines: bool = Field(
+        True,
+        description="Mask columns and rows of the detector that differ from their neighbours.",
+    )
 
 
 class CameraSettings(_Section):
