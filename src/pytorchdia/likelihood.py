@@ -93,6 +93,11 @@ class Huber(Likelihood):
         a = z.abs()
         return torch.where(a <= self.c, 0.5 * z**2, self.c * (a - 0.5 * self.c))
 
+    def derivatives(self, z: Pixels, order: int) -> Derivatives:
+        slope = z.clamp(-self.c, self.c)
+        value = torch.addcmul(slope * z, slope, slope, value=-0.5)
+        return Derivatives(value, slope, (z.abs() <= self.c).to(z.dtype) if order > 1 else 0.0)
+
     @property
     def log_norm(self) -> float:
         core = math.sqrt(2 * math.pi) * math.erf(self.c / math.sqrt(2))
@@ -117,6 +122,15 @@ class StudentT(Likelihood):
 
     def rho(self, z: Pixels) -> Pixels:
         return 0.5 * (self.nu + 1) * torch.log1p(z**2 / self.nu)
+
+    def derivatives(self, z: Pixels, order: int) -> Derivatives:
+        square = z * z
+        inverse = (square + self.nu).reciprocal_()
+        slope = (self.nu + 1) * z * inverse
+        second: Pixels | float = 0.0
+        if order > 1:
+            second = (self.nu - square).mul_(inverse).mul_(inverse).mul_(self.nu + 1)
+        return Derivatives(0.5 * (self.nu + 1) * torch.log1p(square / self.nu), slope, second)
 
     @property
     def log_norm(self) -> float:
