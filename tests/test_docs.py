@@ -15,7 +15,8 @@ from matplotlib import pyplot
 from typer.main import get_command
 
 import pytorchdia
-from pytorchdia import PyTorchDIAWarning, Status, cli, errors
+from pytorchdia import PyTorchDIAWarning, Status, errors
+from pytorchdia.cli import main as cli
 from pytorchdia.frame import Flag
 
 ROOT = Path(__file__).resolve().parents[1]
