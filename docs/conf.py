@@ -66,7 +66,7 @@ nitpick_ignore_regex = [  # third parties; there is no inventory of theirs offli
     (r"py:.*", r"(Tensor|Any|Path|Mapping|NDArray|FloatArray|FloatImage|OnStep|CCDData|Figure)"),
     (r"py:.*", r"Tiled"),
     (r"py:.*", r"tuple\[~.*"),  # cut in two at the comma of a type within a type
-    (r"py:class", r"pytorchdia\.run_config\.\w+"),  # sections: their keys stand in season.md
+    (r"py:class", r"pytorchdia\.run\.settings\.\w+"),  # sections: their keys stand in season.md
     (r"py:(meth|attr)", r"(variance|rho|log_norm)"),  # in summaries, away from their class
 ]
 
