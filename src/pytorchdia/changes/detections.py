@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
+from ..flags import DescribedFlag
 from ..frame import Flag, Frame
 from ..stars.catalogue import variance_of
 from ..stars.matched_filter import Filtered, find_peaks, matched_filter, smooth_sky
@@ -37,26 +37,13 @@ _LOBE = 4.0  # sigma, least significance of the other half of a dipole
 _ENOUGH_STARS = 10
 
 
-class DetectionFlag(enum.IntFlag):
+class DetectionFlag(DescribedFlag):
     """Why a detection may be none. Zero is a source with the shape of the PSF."""
 
-    DIPOLE = 1
-    ILL_SHAPED = 2
-    NEAR_BAD_PIXELS = 4
-    ONE_EPOCH = 8
-
-    @property
-    def meaning(self) -> str:
-        """The sentence that goes into tables."""
-        return _MEANINGS[self]
-
-
-_MEANINGS = {
-    DetectionFlag.DIPOLE: "a shifted star fits better than a source",
-    DetectionFlag.ILL_SHAPED: "does not have the shape of the PSF",
-    DetectionFlag.NEAR_BAD_PIXELS: "saturated or bad pixels within one FWHM",
-    DetectionFlag.ONE_EPOCH: "in the stack because of a single epoch, which does not show it",
-}
+    DIPOLE = (1, "a shifted star fits better than a source")
+    ILL_SHAPED = (2, "does not have the shape of the PSF")
+    NEAR_BAD_PIXELS = (4, "saturated or bad pixels within one FWHM")
+    ONE_EPOCH = (8, "in the stack because of a single epoch, which does not show it")
 
 
 @dataclass(frozen=True)

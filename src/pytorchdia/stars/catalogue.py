@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from scipy.ndimage import binary_dilation, center_of_mass, label
 from scipy.spatial import cKDTree
 
 from ..errors import Finding, InputError
+from ..flags import DescribedFlag
 from ..frame import Flag, Frame
 from ..measure import default_noise, measure_seeing
 from ..metrics import FWHM_PER_SIGMA
@@ -27,26 +27,13 @@ _DEFAULT_FWHM = 3.0
 _SKY_BOX = 64
 
 
-class StarFlag(enum.IntFlag):
+class StarFlag(DescribedFlag):
     """What is wrong with a star on the reference. Zero is a star without blemish."""
 
-    SATURATED = 1
-    MASKED = 2
-    EDGE = 4
-    OUTSIDE = 8
-
-    @property
-    def meaning(self) -> str:
-        """The sentence that goes into tables."""
-        return _MEANINGS[self]
-
-
-_MEANINGS = {
-    StarFlag.SATURATED: "saturated on the reference",
-    StarFlag.MASKED: "bad pixels within one FWHM on the reference",
-    StarFlag.EDGE: "within two FWHM of the edge of the reference",
-    StarFlag.OUTSIDE: "the position is not on the reference",
-}
+    SATURATED = (1, "saturated on the reference")
+    MASKED = (2, "bad pixels within one FWHM on the reference")
+    EDGE = (4, "within two FWHM of the edge of the reference")
+    OUTSIDE = (8, "the position is not on the reference")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ overlap share their pixels, and the error of each holds what it cannot tell from
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from scipy.signal import oaconvolve
 from scipy.spatial import cKDTree
 
 from ..errors import InputError, ShapeError
+from ..flags import DescribedFlag
 from ..frame import Flag, Frame
 from .catalogue import Catalogue, StarFlag, catalogue_from_list, variance_of
 from .matched_filter import find_peaks, matched_filter
@@ -50,32 +50,16 @@ _ILL_FITTED = 4.0
 _REFERENCE_SKY = 32.0  # pixels between the nodes of the sky beneath a crowd
 
 
-class FluxFlag(enum.IntFlag):
+class FluxFlag(DescribedFlag):
     """What is wrong with a measured flux. Zero is a flux without blemish."""
 
-    NO_DATA = 1
-    EDGE = 2
-    MASKED_CORE = 4
-    SATURATED = 8
-    BLENDED = 16
-    BAD_FIT = 32
-    REJECTED_PIXELS = 64
-
-    @property
-    def meaning(self) -> str:
-        """The sentence that goes into tables."""
-        return _MEANINGS[self]
-
-
-_MEANINGS = {
-    FluxFlag.NO_DATA: "too little of the PSF lies on good pixels: flux 0, error infinite",
-    FluxFlag.EDGE: "the core of the PSF leaves the frame, or the part of it that has a model",
-    FluxFlag.MASKED_CORE: "bad pixels in the core of the PSF",
-    FluxFlag.SATURATED: "saturated pixels in the core of the PSF, on the frame or on the reference",
-    FluxFlag.BLENDED: "neighbours enlarge the error by half or more",
-    FluxFlag.BAD_FIT: "the core of the PSF is not fitted within the noise",
-    FluxFlag.REJECTED_PIXELS: "pixels in the core of the PSF were rejected as outliers",
-}
+    NO_DATA = (1, "too little of the PSF lies on good pixels: flux 0, error infinite")
+    EDGE = (2, "the core of the PSF leaves the frame, or the part of it that has a model")
+    MASKED_CORE = (4, "bad pixels in the core of the PSF")
+    SATURATED = (8, "saturated pixels in the core of the PSF, on the frame or on the reference")
+    BLENDED = (16, "neighbours enlarge the error by half or more")
+    BAD_FIT = (32, "the core of the PSF is not fitted within the noise")
+    REJECTED_PIXELS = (64, "pixels in the core of the PSF were rejected as outliers")
 
 
 @dataclass(frozen=True)
