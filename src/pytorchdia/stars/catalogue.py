@@ -17,6 +17,7 @@ from ..frame import Flag, Frame
 from ..measure import default_noise, measure_seeing
 from ..metrics import FWHM_PER_SIGMA
 from .matched_filter import Filtered, find_peaks, matched_filter, smooth_sky
+from .positions import checked_positions
 
 __all__ = ["Catalogue", "StarFlag", "catalogue_from_list", "find_stars", "variance_of"]
 
@@ -183,17 +184,9 @@ def catalogue_from_list(
     """
     if (x is None) != (y is None) or (ra is None) != (dec is None) or (x is None) == (ra is None):
         raise InputError("Give the positions of the stars as x and y, or as ra and dec.")
-    given = (x, y) if x is not None else (ra, dec)
-    first, second = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in given)
-    if first.ndim != 1 or first.shape != second.shape:
-        raise InputError(
-            f"The two coordinates of the stars have shapes {first.shape} and {second.shape}; "
-            "give two lists of one length."
-        )
+    first, second = checked_positions(*(v for v in (x, y, ra, dec) if v is not None))
     if names is not None and len(names) != len(first):
         raise InputError(f"There are {len(first)} stars but {len(names)} names.")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise InputError("Some positions of the list are not finite numbers; leave them out.")
     if x is None:
         if reference.wcs is None:
             raise InputError(

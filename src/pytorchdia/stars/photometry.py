@@ -19,6 +19,7 @@ from ..flags import DescribedFlag
 from ..frame import Flag, Frame
 from .catalogue import Catalogue, StarFlag, catalogue_from_list, variance_of
 from .matched_filter import find_peaks, matched_filter
+from .positions import checked_positions
 from .psf import PSF
 from .scene import Scene, Solved, solve_scene
 
@@ -149,7 +150,7 @@ def measure_fluxes(
     ShapeError
         The images or the positions do not go together.
     """
-    x, y = _checked_positions(x, y)
+    x, y = checked_positions(x, y)
     if not 0.0 < scale < math.inf:
         raise InputError(f"The photometric scale must be a positive number, got {scale!r}.")
     data, sigma2 = (np.asarray(a, dtype=np.float64) for a in (difference, variance))
@@ -305,18 +306,6 @@ def _reference_scene(reference: Frame, psf: PSF, x: FloatArray, y: FloatArray) -
     good = np.isfinite(sigma2)
     weight = np.divide(1.0, sigma2, out=np.zeros_like(data), where=good)
     return Scene.of(np.where(good, data, 0.0), weight, psf, x, y, _REFERENCE_SKY)
-
-
-def _checked_positions(x: ArrayLike, y: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    first, second = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (x, y))
-    if first.ndim != 1 or first.shape != second.shape:
-        raise ShapeError(
-            f"The positions have shapes {first.shape} and {second.shape}; give two lists of one "
-            "length."
-        )
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise InputError("Some positions are not finite numbers; leave these stars out.")
-    return first, second
 
 
 def _fluxes(scene: Scene, solved: Solved, bits: IntArray, scale: float) -> Fluxes:

@@ -19,6 +19,7 @@ from scipy.signal import fftconvolve
 
 from ..errors import Finding, InputError
 from ..metrics import FWHM_PER_SIGMA
+from .positions import as_positions
 
 __all__ = ["PSF", "PSFModel", "RegionalPSF", "gaussian_psf", "moffat_psf"]
 
@@ -104,8 +105,8 @@ class PSFModel:
         around: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> FloatArray:
         """The PSF at n positions, (n, 2 half + 1, 2 half + 1), as :meth:`PSF.stamps` says."""
-        x, y = _positions(x, y)
-        around_x, around_y = (np.rint(x), np.rint(y)) if around is None else _positions(*around)
+        x, y = as_positions(x, y)
+        around_x, around_y = (np.rint(x), np.rint(y)) if around is None else as_positions(*around)
         half = self.half if half is None else half
         grid = np.arange(-half, half + 1)
         middle = len(self.table) // 2
@@ -186,8 +187,8 @@ class RegionalPSF:
         around: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> FloatArray:
         """The PSF at n positions, (n, 2 half + 1, 2 half + 1), as :meth:`PSF.stamps` says."""
-        x, y = _positions(x, y)
-        around_x, around_y = (np.rint(x), np.rint(y)) if around is None else _positions(*around)
+        x, y = as_positions(x, y)
+        around_x, around_y = (np.rint(x), np.rint(y)) if around is None else as_positions(*around)
         half = self.half if half is None else half
         stamps = np.empty((len(x), 2 * half + 1, 2 * half + 1))
         which = self.region(x, y)
@@ -235,13 +236,6 @@ def tabulated(
     dx, dy = np.meshgrid(offsets, offsets)
     table = profile(dx, dy)
     return PSFModel(table * (step**2 / table.sum()), step, findings, n_stars)
-
-
-def _positions(x: ArrayLike, y: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    return (
-        np.atleast_1d(np.asarray(x, dtype=np.float64)),
-        np.atleast_1d(np.asarray(y, dtype=np.float64)),
-    )
 
 
 def _interpolated(spline: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatArray:
