@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,17 +22,17 @@ from pathlib import Path
 from harness import record
 
 from pytorchdia.config import parse_frame_size
-from pytorchdia.season import Season, write_season
+from pytorchdia.simulate.season import Season, write_season
 
 # A child of its own, so that the peak is that of this run and of its workers.
 _MEASURED = """
 import resource, sys
-from pytorchdia.cli import main
+from pytorchdia.cli.main import main
 try:
     main()
 finally:
-    used = [resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print("PEAK", max(used), file=sys.stderr)
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    print("PEAK", max(resource.getrusage(w).ru_maxrss for w in whose), file=sys.stderr)
 """
 _UNIT = re.compile(r" INFO (\w+) \S+: done in ([\d.]+) s")
 NIGHT = 10  # frames that a season is continued by
@@ -86,7 +85,6 @@ def main() -> None:
                     "size": arguments.size,
                     "frames": n,
                     "workers": workers,
-                    "cores": os.cpu_count(),
                 }
                 row |= reduce(frames, workers)
                 write_season(season, folder, n + NIGHT, first=n, overwrite=True)

@@ -16,8 +16,8 @@ from matplotlib.mathtext import math_to_image
 from sphinx.util import logging
 
 import pytorchdia
-import pytorchdia.season
 import pytorchdia.simulate
+import pytorchdia.simulate.season
 
 sys.path.insert(0, str(Path(__file__).parent))
 from examples import failures
@@ -66,7 +66,7 @@ nitpick_ignore_regex = [  # third parties; there is no inventory of theirs offli
     (r"py:.*", r"(Tensor|Any|Path|Mapping|NDArray|FloatArray|FloatImage|OnStep|CCDData|Figure)"),
     (r"py:.*", r"Tiled"),
     (r"py:.*", r"tuple\[~.*"),  # cut in two at the comma of a type within a type
-    (r"py:class", r"pytorchdia\.run_config\.\w+"),  # sections: their keys stand in season.md
+    (r"py:class", r"pytorchdia\.run\.settings\.\w+"),  # sections: their keys stand in season.md
     (r"py:(meth|attr)", r"(variance|rho|log_norm)"),  # in summaries, away from their class
 ]
 
@@ -124,10 +124,26 @@ def run_examples(app: Any, name: str, source: list[str]) -> None:
         logging.getLogger(__name__).warning(failure, location=name)
 
 
+ROOMS = (
+    pytorchdia,
+    pytorchdia.solvers,
+    pytorchdia.preparation,
+    pytorchdia.stars,
+    pytorchdia.changes,
+    pytorchdia.simulate,
+    pytorchdia.simulate.season,
+)
+
+
 def public_name(app: Any, env: Any, node: Any, child: Any) -> Any:
     """Let ``pytorchdia.Huber`` point at ``pytorchdia.likelihood.Huber``, where it is described."""
     target = node.get("reftarget", "")
-    for package in (pytorchdia, pytorchdia.solvers, pytorchdia.simulate, pytorchdia.season):
+    for package in (
+        pytorchdia,
+        pytorchdia.solvers,
+        pytorchdia.simulate,
+        pytorchdia.simulate.season,
+    ):
         name, _, rest = target.removeprefix(f"{package.__name__}.").partition(".")
         if target.startswith(f"{package.__name__}.") and name in package.__all__:
             home = ".".join(filter(None, [getattr(package, name).__module__, name, rest]))

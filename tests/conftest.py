@@ -14,7 +14,7 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.ndimage import correlate
 
-from pytorchdia import cli
+from pytorchdia.cli import main as cli
 from pytorchdia.simulate import Stars, draw_stars, render_gaussian
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from pytorchdia.frame import Frame
 from pytorchdia.io import as_frame
-from pytorchdia.photometry import refine_positions
-from pytorchdia.psf import PSFModel
-from pytorchdia.psf_fit import fit_psf
 from pytorchdia.simulate import Stars, render_moffat
-from pytorchdia.stars import Catalogue, find_stars
+from pytorchdia.stars.catalogue import Catalogue, find_stars
+from pytorchdia.stars.photometry import refine_positions
+from pytorchdia.stars.psf import PSFModel
+from pytorchdia.stars.psf_fit import fit_psf
 
 SHAPE = (160, 180)
 GAIN, READ_NOISE = 1.5, 4.0  # e-/ADU, ADU

@@ -264,7 +264,7 @@ def test_a_bad_output_ends_the_command_with_code_4_before_the_fit(
     def no_fit(*args, **kwargs):
         raise AssertionError("the fit was run")
 
-    monkeypatch.setattr("pytorchdia.cli.subtract_frames", no_fit)
+    monkeypatch.setattr("pytorchdia.cli.main.subtract_frames", no_fit)
     (tmp_path / "file").write_text("x")
     place, word = BAD_OUTPUTS[name]
     rest = () if option == "-o" else ("-o", files.result)
@@ -330,7 +330,7 @@ def test_an_interrupt_ends_the_command_with_code_130_and_leaves_nothing(
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pytorchdia.cli.subtract_frames", interrupt)
+    monkeypatch.setattr("pytorchdia.cli.main.subtract_frames", interrupt)
     outcome = run_cli("subtract", files.target, files.reference, "-o", files.result)
     assert outcome.code == 130
     assert "Interrupted" in outcome.err
@@ -346,7 +346,7 @@ def test_an_unexpected_error_is_one_sentence_too(files, run_cli, monkeypatch, er
         raise error
 
     monkeypatch.delenv("PYTORCHDIA_DEBUG", raising=False)
-    monkeypatch.setattr("pytorchdia.cli.subtract_frames", fail)
+    monkeypatch.setattr("pytorchdia.cli.main.subtract_frames", fail)
     outcome = run_cli("subtract", files.target, files.reference, "-o", files.result)
     assert outcome.code == code
     assert word in outcome.err

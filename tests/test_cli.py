@@ -11,7 +11,8 @@ import typer
 from astropy.io import fits
 
 import pytorchdia
-from pytorchdia import cli, cli_experiment, display, options
+from pytorchdia.cli import display, experiment, options
+from pytorchdia.cli import main as cli
 from pytorchdia.config import SolverName, make_solver, parse_kernel_size
 from pytorchdia.errors import InputError
 
@@ -236,7 +237,7 @@ def test_experiment_hands_on_what_is_asked_for(run_cli, tmp_path, monkeypatch):
         progress(1, 2)
         calls.append((folder, pairs, scenario.name, workers))
 
-    monkeypatch.setattr(cli_experiment, "run_table2", run)
+    monkeypatch.setattr(experiment, "run_table2", run)
     outcome = run_cli("experiment", "table2", tmp_path, "--pairs", 40, "--workers", 1)
     assert outcome.code == 0
     assert calls == [(tmp_path, 40, "paper", 1)]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pytorchdia import InputError, LightCurves, reduce
-from pytorchdia.cluster import dask_executor
-from pytorchdia.pipeline import run_season
-from pytorchdia.run_config import load_settings
+from pytorchdia.run.cluster import dask_executor
+from pytorchdia.run.pipeline import run_season
+from pytorchdia.run.settings import load_settings
 
 from .small_season import products, write_season
 
@@ -84,6 +84,6 @@ def test_without_dask_it_says_how_to_install_it(
 
 def test_a_scheduler_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_season(tmp_path, 2)
-    monkeypatch.setattr("pytorchdia.cluster.PATIENCE", 1.0)
+    monkeypatch.setattr("pytorchdia.run.cluster.PATIENCE", 1.0)
     with pytest.raises(InputError, match="does not answer"):
         reduce(tmp_path / "config.toml", scheduler="tcp://127.0.0.1:9")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from pytorchdia.demo import make_field
+from pytorchdia.cli.demo import make_field
 from pytorchdia.product import summarise
 
 

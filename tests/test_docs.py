@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import textwrap
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from matplotlib import pyplot
 from typer.main import get_command
 
 import pytorchdia
-from pytorchdia import PyTorchDIAWarning, Status, cli, errors
+from pytorchdia import PyTorchDIAWarning, Status, errors
+from pytorchdia.cli import main as cli
 from pytorchdia.frame import Flag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,13 +180,33 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def contracts() -> list[dict]:
+    """The contracts on layers: the first is that of the package, the others of its rooms."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    every = settings["tool"]["importlinter"]["contracts"]
+    return [contract for contract in every if contract["type"] == "layers"]
+
+
+def names_of(layers: list[str]) -> list[set[str]]:
+    return [set(layer.replace("pytorchdia.", "").split(" | ")) for layer in layers]
+
+
 def test_layers_in_the_pages_are_those_of_the_contract() -> None:
-    layers = re.search(r"layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S)
-    assert layers
-    contract = set(re.findall(r"pytorchdia\.(\w+)", layers[1]))
-    table = section(page("architecture.md"), "Layers").split("| Layer | Modules |")[1]
-    shown = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| .* \|$", table, re.M)]
-    assert {name for row in shown for name in row} == contract
+    package = contracts()[0]
+    text = section(page("architecture.md"), "Layers")
+    table = text.split("| Layer | Modules |")[1].split("### ")[0]
+    shown = [set(re.findall(r"`(\w+)`", row)) for row in re.findall(r"^\| .* \|$", table, re.M)]
+    assert shown == names_of(package["layers"])
+
+
+def test_layers_of_the_rooms_in_the_pages_are_those_of_their_contracts() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| .* \| (.*) \|$", section(page("architecture.md"), "Rooms"), re.M
+    )
+    shown: dict[str, list[set[str]]] = {}
+    for room, modules in rows:
+        shown.setdefault(f"pytorchdia.{room}", []).append(set(re.findall(r"`(\w+)`", modules)))
+    assert shown == {room["containers"][0]: names_of(room["layers"]) for room in contracts()[1:]}
 
 
 def test_version_is_the_same_everywhere() -> None:

@@ -14,7 +14,9 @@ from pytorchdia.errors import InputError, ShapeError
 from pytorchdia.frame import Flag
 from pytorchdia.io import as_frame
 from pytorchdia.metrics import least_flux_error
-from pytorchdia.photometry import (
+from pytorchdia.simulate import Stars, render_gaussian, render_moffat
+from pytorchdia.stars.catalogue import catalogue_from_list, variance_of
+from pytorchdia.stars.photometry import (
     FluxFlag,
     find_hidden_stars,
     magnitudes,
@@ -23,9 +25,7 @@ from pytorchdia.photometry import (
     refine_positions,
     target_variance,
 )
-from pytorchdia.psf import gaussian_psf, moffat_psf
-from pytorchdia.simulate import Stars, render_gaussian, render_moffat
-from pytorchdia.stars import catalogue_from_list, variance_of
+from pytorchdia.stars.psf import gaussian_psf, moffat_psf
 
 from .conftest import asymmetric_kernel
 from .season_field import GAIN, READ_NOISE, SHAPE, make_field, matched, noise_variance
@@ -71,7 +71,7 @@ def test_errors_of_a_large_crowd_are_those_of_the_whole_covariance(monkeypatch) 
     x, y = rng.uniform(0, 199, 700), rng.uniform(0, 149, 700)
     image, variance = rng.standard_normal((150, 200)), np.ones((150, 200))
     by_cells = measure_fluxes(image, variance, None, gaussian_psf(FWHM), x, y)
-    monkeypatch.setattr("pytorchdia.scene._DENSE", 10_000)
+    monkeypatch.setattr("pytorchdia.stars.scene._DENSE", 10_000)
     exact = measure_fluxes(image, variance, None, gaussian_psf(FWHM), x, y)
     assert by_cells.flux == pytest.approx(exact.flux)
     assert np.median(by_cells.error / exact.error) == pytest.approx(1.0, abs=0.01)

@@ -17,8 +17,8 @@ from astropy.io import fits
 
 from pytorchdia import InputError, LightCurves, reduce
 from pytorchdia.errors import ReadError, WriteError
-from pytorchdia.frames_table import read_frames
-from pytorchdia.pipeline import RunSummary
+from pytorchdia.run.frames_table import read_frames
+from pytorchdia.run.pipeline import RunSummary
 from pytorchdia.simulate import Stars
 
 from .small_season import (

@@ -12,8 +12,8 @@ from astropy.io import fits
 import pytorchdia as dia
 from pytorchdia.errors import InputError
 from pytorchdia.headers import Keywords
-from pytorchdia.quality import Limits, grade, measure_quality
-from pytorchdia.reference import choose_reference_frames
+from pytorchdia.preparation.quality import Limits, grade, measure_quality
+from pytorchdia.preparation.reference import choose_reference_frames
 from pytorchdia.simulate import Stars, render_gaussian, render_moffat
 
 SHAPE = (200, 220)

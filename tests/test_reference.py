@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import pytorchdia as dia
-from pytorchdia.combining import combine, measure_scaling
-from pytorchdia.detection import detect_stars, star_shapes
 from pytorchdia.errors import InputError, ShapeError
-from pytorchdia.reference import make_reference
+from pytorchdia.preparation.combining import combine, measure_scaling
+from pytorchdia.preparation.reference import make_reference
+from pytorchdia.preparation.star_detection import detect_stars, star_shapes
 from pytorchdia.simulate import Stars, render_gaussian
 
 SHAPE = (220, 240)
@@ -148,7 +148,7 @@ def test_one_frame_is_its_own_reference():
 
 
 def test_strips_make_no_difference():
-    from pytorchdia import combining as module
+    from pytorchdia.preparation import combining as module
 
     frames = [frame(0), frame(1, spoil=hit), frame(2)]
     whole = combine(frames)

@@ -12,16 +12,16 @@ from astropy.io import fits
 from astropy.wcs import WCS, Sip
 
 import pytorchdia as dia
-from pytorchdia.detection import detect_stars, star_shapes
 from pytorchdia.errors import RegistrationError
-from pytorchdia.matching import affine, match_stars, refine
-from pytorchdia.register import (
+from pytorchdia.preparation.matching import affine, match_stars, refine
+from pytorchdia.preparation.register import (
     Registration,
     find_transform,
     measure_flux_ratio,
     measure_transparency,
 )
-from pytorchdia.resample import apply_registration, variance_factor
+from pytorchdia.preparation.resample import apply_registration, variance_factor
+from pytorchdia.preparation.star_detection import detect_stars, star_shapes
 from pytorchdia.simulate import Stars, render_gaussian
 
 SHAPE = (300, 340)

@@ -18,9 +18,9 @@ import torch
 from matplotlib.image import imread
 
 from pytorchdia import reduce
-from pytorchdia.frames_table import read_frames
-from pytorchdia.report.numbers import photon_limit
-from pytorchdia.report.pictures import cut, shrunk
+from pytorchdia.run.frames_table import read_frames
+from pytorchdia.run.report.numbers import photon_limit
+from pytorchdia.run.report.pictures import cut, shrunk
 
 from .small_season import CONFIG, VARIABLE, epochs, write_frame, write_season
 

@@ -13,9 +13,9 @@ from astropy.io import fits
 
 from pytorchdia import InputError
 from pytorchdia.errors import ReadError, WriteError
-from pytorchdia.frame_list import sources_of
-from pytorchdia.run_config import Settings, describe_settings, load_settings
-from pytorchdia.run_init import init_config, read_headers
+from pytorchdia.run.frame_list import sources_of
+from pytorchdia.run.init import init_config, read_headers
+from pytorchdia.run.settings import Settings, describe_settings, load_settings
 
 from .small_season import epochs, write_frame, write_season
 

@@ -15,7 +15,8 @@ import pytorchdia as dia
 from pytorchdia.config import parse_frame_size
 from pytorchdia.errors import InputError, WriteError
 from pytorchdia.frame import Flag
-from pytorchdia.season import (
+from pytorchdia.simulate import Defect, Stars
+from pytorchdia.simulate.season import (
     START,
     Season,
     Trouble,
@@ -24,7 +25,6 @@ from pytorchdia.season import (
     truth_tables,
     write_season,
 )
-from pytorchdia.simulate import Defect, Stars
 
 SMALL = Season(seed=5, shape=(128, 140), cosmic_rays=1e-3)
 

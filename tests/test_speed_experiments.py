@@ -242,13 +242,11 @@ def test_a_layer_that_would_unfold_too_much_is_left_out():
 
 
 def test_commands(run_cli, tmp_path, monkeypatch):
-    from pytorchdia import cli_experiment
+    from pytorchdia.cli import experiment
 
     calls = []
     for name in ("run_speed_image", "run_speed_kernel", "run_layers"):
-        monkeypatch.setattr(
-            cli_experiment, name, lambda *a, name=name: calls.append((name, *a[:2]))
-        )
+        monkeypatch.setattr(experiment, name, lambda *a, name=name: calls.append((name, *a[:2])))
     for name in ("speed-image", "speed-kernel", "cudnn"):
         assert run_cli("experiment", name, tmp_path, "--quick").code == 0
     assert calls == [(n, tmp_path, True) for n in

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytorchdia.detect import find_peaks, matched_filter
 from pytorchdia.errors import InputError
 from pytorchdia.frame import Flag
 from pytorchdia.io import as_frame
 from pytorchdia.simulate import Stars, render_gaussian
-from pytorchdia.stars import StarFlag, catalogue_from_list, find_stars
+from pytorchdia.stars.catalogue import StarFlag, catalogue_from_list, find_stars
+from pytorchdia.stars.matched_filter import find_peaks, matched_filter
 
 from .season_field import make_field, matched
 

@@ -12,7 +12,7 @@ from astropy.timeseries import TimeSeries
 
 from pytorchdia import InputError, LightCurves
 from pytorchdia.errors import ReadError, WriteError
-from pytorchdia.store import EPOCH, STARS, describe, read_table, write_table
+from pytorchdia.run.tables import EPOCH, STARS, describe, read_table, write_table
 
 FLUX = {1: [10.0, -20.0, 5.0], 2: [1.0, 2.0, np.nan], 7: [-2000.0, 0.0, 3.0]}
 TIMES = [59001.5, 59000.5, None]

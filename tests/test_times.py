@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pytorchdia as dia
 from pytorchdia.frame import Detector, Frame
 from pytorchdia.headers import Keywords, TimeKeyword, filter_from_header
-from pytorchdia.times import observation_time, pointing, site
+from pytorchdia.preparation.times import observation_time, pointing, site
 
 START = 56506.69514  # 2013-08-02T16:41:00.1
 

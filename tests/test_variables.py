@@ -8,27 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from pytorchdia.detect import Filtered
-from pytorchdia.detections import (
-    DetectionFlag,
-    filter_difference,
-    find_in_difference,
-    systematic_share,
-)
-from pytorchdia.errors import ShapeError
-from pytorchdia.frame import Flag
-from pytorchdia.io import as_frame
-from pytorchdia.psf import gaussian_psf
-from pytorchdia.season_stack import Stack, gaussian_equivalent
-from pytorchdia.simulate import Stars, render_gaussian
-from pytorchdia.stars import Catalogue, catalogue_from_list
-from pytorchdia.variables import (
+from pytorchdia.changes.candidates import (
     Kind,
     candidates_table,
     cut_outs,
     merge_detections,
     stack_detections,
 )
+from pytorchdia.changes.detections import (
+    DetectionFlag,
+    filter_difference,
+    find_in_difference,
+    systematic_share,
+)
+from pytorchdia.changes.stack import Stack, gaussian_equivalent
+from pytorchdia.errors import ShapeError
+from pytorchdia.frame import Flag
+from pytorchdia.io import as_frame
+from pytorchdia.simulate import Stars, render_gaussian
+from pytorchdia.stars.catalogue import Catalogue, catalogue_from_list
+from pytorchdia.stars.matched_filter import Filtered
+from pytorchdia.stars.psf import gaussian_psf
 
 SHAPE = (110, 120)
 FWHM = 3.4

@@ -7,13 +7,13 @@ from .errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, Sta
 from .frame import Flag, Frame
 from .io import as_frame
 from .kernel import DeltaKernel
-from .lightcurves import LightCurve, LightCurves
 from .likelihood import Gaussian, Huber, Likelihood, StudentT
 from .measure import choose_kernel
 from .noise import CCDNoise, EMCCDNoise, FixedVariance, NoiseModel
 from .penalty import LaplacianPenalty
 from .prior import GaussianProcessPrior
-from .reduce import reduce
+from .run.lightcurves import LightCurve, LightCurves
+from .run.reduce import reduce
 from .solvers import AdamLBFGS, Newton, NormalEquations
 from .subtract import subtract
 from .subtraction import Subtraction, SubtractionStack

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,27 +10,23 @@ import torch
 
 from .arrays import Flags, Image, Mask
 from .errors import Finding, ShapeError
+from .flags import DescribedFlag
 
 __all__ = ["Detector", "Flag", "Frame", "grow"]
 
 
-class Flag(enum.IntFlag):
+class Flag(DescribedFlag):
     """Why a pixel took no part in the fit: the bits of the MASK plane. Zero is a good pixel."""
 
-    NON_FINITE = 1
-    SATURATED = 2
-    MASKED = 4
-    BAD_VARIANCE = 8
-    REFERENCE = 16
-    BORDER = 32
-    CLIPPED = 64
-    OUTSIDE = 128
-    CHANGED = 256
-
-    @property
-    def meaning(self) -> str:
-        """The sentence that goes into headers and tables."""
-        return _MEANINGS[self]
+    NON_FINITE = (1, "target is NaN or infinite")
+    SATURATED = (2, "target is at or above saturation")
+    MASKED = (4, "masked by the user or by the file")
+    BAD_VARIANCE = (8, "variance is not positive and finite")
+    REFERENCE = (16, "kernel footprint meets a bad reference pixel")
+    BORDER = (32, "kernel footprint leaves the frame")
+    CLIPPED = (64, "rejected by sigma clipping")
+    OUTSIDE = (128, "outside the frame before its registration")
+    CHANGED = (256, "left out of the fit because a source has changed")
 
     @classmethod
     def no_model(cls) -> int:
@@ -42,19 +37,6 @@ class Flag(enum.IntFlag):
     def no_data(cls) -> int:
         """Bits of the pixels that hold no measurement."""
         return cls.NON_FINITE | cls.BAD_VARIANCE | cls.OUTSIDE
-
-
-_MEANINGS = {
-    Flag.NON_FINITE: "target is NaN or infinite",
-    Flag.SATURATED: "target is at or above saturation",
-    Flag.MASKED: "masked by the user or by the file",
-    Flag.BAD_VARIANCE: "variance is not positive and finite",
-    Flag.REFERENCE: "kernel footprint meets a bad reference pixel",
-    Flag.BORDER: "kernel footprint leaves the frame",
-    Flag.CLIPPED: "rejected by sigma clipping",
-    Flag.OUTSIDE: "outside the frame before its registration",
-    Flag.CHANGED: "left out of the fit because a source has changed",
-}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytorchdia import cli
+from pytorchdia.cli import main as cli
 
 DATA = Path(
     os.environ.get("PYTORCHDIA_DATA", Path(__file__).parents[3] / "shared" / "data")

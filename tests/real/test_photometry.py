@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 import pytorchdia as dia
-from pytorchdia.detections import (
+from pytorchdia.changes.candidates import Kind, merge_detections, stack_detections
+from pytorchdia.changes.detections import (
     filter_difference,
     find_in_difference,
     reference_light,
     systematic_share,
 )
+from pytorchdia.changes.stack import Stack
 from pytorchdia.io import as_frame
-from pytorchdia.photometry import (
+from pytorchdia.stars.catalogue import find_stars, variance_of
+from pytorchdia.stars.photometry import (
     measure_fluxes,
     reference_fluxes,
     refine_positions,
     target_variance,
 )
-from pytorchdia.psf_fit import fit_psf
-from pytorchdia.season_stack import Stack
-from pytorchdia.stars import find_stars, variance_of
-from pytorchdia.variables import Kind, merge_detections, stack_detections
+from pytorchdia.stars.psf_fit import fit_psf
 
 from .conftest import DATA
 from .test_saao_variable import KNOWN, X, Y

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import pytorchdia as dia
-from pytorchdia.detection import detect_stars, star_shapes
 from pytorchdia.errors import RegistrationError
-from pytorchdia.quality import grade, measure_quality
-from pytorchdia.reference import choose_reference_frames, make_reference
-from pytorchdia.register import find_transform
-from pytorchdia.resample import apply_registration
+from pytorchdia.preparation.quality import grade, measure_quality
+from pytorchdia.preparation.reference import choose_reference_frames, make_reference
+from pytorchdia.preparation.register import find_transform
+from pytorchdia.preparation.resample import apply_registration
+from pytorchdia.preparation.star_detection import detect_stars, star_shapes
 
 from .conftest import DATA
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pytorchdia import LightCurves, reduce
-from pytorchdia.frames_table import read_frames
+from pytorchdia.run.frames_table import read_frames
 
 from .conftest import DATA
 from .test_saao_variable import KNOWN, X, Y

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ..errors import InputError
-from ..lightcurves import LightCurve, LightCurves
-from ..photometry import FluxFlag
-from ..run_state import State
-from ..season import Truth, read_truth
+from ..run.lightcurves import LightCurve, LightCurves
+from ..run.state import State
 from ..simulate import Stars, render
+from ..simulate.season import Truth, read_truth
+from ..stars.photometry import FluxFlag
 
 __all__ = ["CurveRow", "PhotonLimit", "PullRow", "Recovery", "recover"]
 
@@ -226,8 +226,9 @@ class _Joined:
     @cached_property
     def clean(self) -> NDArray[np.bool_]:
         """Stars of the catalogue that are constant and without a flag on the reference, (n,)."""
-        constant = (self.star >= 0) & ~self.varies[self.star]
-        return constant & (np.asarray(self.curves.stars["flags"]) == 0)
+        flags = np.asarray(self.curves.stars["flags"], dtype=np.int64)
+        chosen: NDArray[np.bool_] = (self.star >= 0) & ~self.varies[self.star] & (flags == 0)
+        return chosen
 
     @cached_property
     def scale(self) -> float:
@@ -240,7 +241,8 @@ class _Joined:
     @cached_property
     def good(self) -> NDArray[np.bool_]:
         """Fluxes without a flag, (epochs, n)."""
-        return (self.flags == 0) & np.isfinite(self.flux) & np.isfinite(self.error)
+        good: NDArray[np.bool_] = (self.flags == 0) & np.isfinite(self.flux)
+        return good & np.isfinite(self.error)
 
     def change_near(self, x: FloatArray, y: FloatArray) -> IntArray:
         """The nearest star that varies to each place, by its number in the truth, or -1."""
@@ -274,7 +276,8 @@ def _pull_rows(joined: _Joined) -> list[PullRow]:
     shared = joined.scale_error * joined.scale * joined.true_flux[joined.star]
     error = np.where(good, joined.error, 1.0)
     plain, whole = deviation / (error * left), deviation / (np.hypot(error, shared) * left)
-    magnitude = ZERO_POINT - 2.5 * np.log10(joined.true_flux[joined.star])
+    with np.errstate(divide="ignore"):  # novae have no flux at first
+        magnitude = ZERO_POINT - 2.5 * np.log10(joined.true_flux[joined.star])
     usable = joined.clean & (good.sum(axis=0) >= _LEAST_EPOCHS)
     rows = []
     low, high = np.floor(magnitude[usable].min()), np.ceil(magnitude[usable].max())
@@ -344,7 +347,7 @@ def _photon_limit(joined: _Joined, most_stars: int = 60, most_epochs: int = 12) 
     faint = joined.clean & (joined.true_flux[joined.star] <= np.median(
         joined.true_flux[joined.star[joined.clean]]
     ))  # fmt: skip
-    chosen = np.flatnonzero(faint)
+    chosen = np.flatnonzero(faint & joined.good.any(axis=0))
     chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, most_stars).round().astype(int))]
     epochs = np.unique(np.linspace(0, len(joined.names) - 1, most_epochs).round().astype(int))
     middle = np.nanmedian(np.where(joined.good, joined.flux, np.nan)[:, chosen], axis=0)

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..experiments.tables import write_rows, write_text
-from ..pipeline import Progress
-from ..reduce import reduce
-from ..run_init import init_config
-from ..season import Season, write_season
+from ..run.init import init_config
+from ..run.pipeline import Progress
+from ..run.reduce import reduce
+from ..simulate.season import Season, write_season
 from .compare import ZERO_POINT, Recovery, recover
 
 __all__ = ["run_season_experiment"]

@@ -1,0 +1,292 @@
+"""Variables and new sources: the detections of all epochs and of their stack, merged and ranked."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+from scipy.stats import norm
+
+from ..errors import ShapeError
+from ..stars.catalogue import Catalogue
+from ..stars.matched_filter import find_peaks
+from .detections import DetectionFlag, Detections
+from .stack import Stack
+
+__all__ = [
+    "Candidate",
+    "Kind",
+    "candidates_table",
+    "cut_outs",
+    "merge_detections",
+    "stack_detections",
+]
+
+FloatArray = NDArray[np.float64]
+
+
+class Kind(enum.StrEnum):
+    """What a candidate is."""
+
+    VARIABLE = "variable star"
+    NEW = "new source"
+    DOUBTFUL = "doubtful"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One place of the sky that changed.
+
+    Attributes
+    ----------
+    x, y : float
+        On the reference [pixels]: mean of its detections, weighted by their significance.
+    kind : Kind
+        A star of the catalogue, a source where there is none, or doubtful: then every detection
+        has flags, and the stack does not vouch for it; or only the stack shows it, because of a
+        single epoch.
+    star : int or None
+        Id of the star of the catalogue.
+    separation : float
+        From the nearest star of the catalogue [pixels]; infinite if the catalogue is empty.
+    significance : float
+        The largest of those of its epochs and of the stack [sigma].
+    false_alarms : float
+        Sources of this significance that noise alone would make in the season.
+    epochs : tuple of int
+        The epochs in which it was found, in order.
+    best_epoch : int or None
+        That of the greatest significance; None if only the stack shows it.
+    flux, error : float
+        On that epoch, or the mean of the stack [ADU of the reference].
+    in_stack : bool
+        Whether the stack shows it.
+    flags : int
+        Bits of :class:`~pytorchdia.changes.detections.DetectionFlag` that all its detections share.
+    """
+
+    x: float
+    y: float
+    kind: Kind
+    star: int | None
+    separation: float
+    significance: float
+    false_alarms: float
+    epochs: tuple[int, ...]
+    best_epoch: int | None
+    flux: float
+    error: float
+    in_stack: bool
+    flags: int
+
+
+def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> Detections:
+    """Sources that scatter over the epochs, or whose mean is not that of the reference.
+
+    One that a single epoch makes is flagged: what is real there is found in that epoch itself.
+
+    Parameters
+    ----------
+    stack : Stack
+    fwhm : float
+        Typical of the differences [pixels].
+    threshold : float
+        Least significance.
+    """
+    z = stack.total.significance()
+    x, y = find_peaks(stack.noise.significance(), threshold, max(1.0, 0.5 * fwhm))
+    iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
+    strong = z[iy, ix] >= threshold
+    x, y, iy, ix = x[strong], y[strong], iy[strong], ix[strong]
+    order = np.argsort(-z[iy, ix])
+    x, y, iy, ix = x[order], y[order], iy[order], ix[order]
+    average = stack.mean_flux()
+    once = stack.total.without_the_largest()[iy, ix] < 0.5 * threshold
+    return Detections(
+        x, y, average.flux[iy, ix], average.error[iy, ix], z[iy, ix],
+        np.where(once, int(DetectionFlag.ONE_EPOCH), 0),
+    )  # fmt: skip
+
+
+def merge_detections(
+    epochs: Sequence[Detections],
+    stack: Detections | None,
+    catalogue: Catalogue,
+    *,
+    fwhm: float,
+    shape: tuple[int, int],
+) -> list[Candidate]:
+    """Detections within half a FWHM of each other become one candidate; the best come first.
+
+    Detections whose flags speak against them count only where nothing better is there. Near the
+    flagged ones the stack is not believed either, because what spoils an epoch spoils the stack.
+
+    Parameters
+    ----------
+    epochs : sequence of Detections
+        One for each difference, in order.
+    stack : Detections, optional
+        :func:`stack_detections`.
+    catalogue : Catalogue
+        The stars of the reference.
+    fwhm : float
+        Typical of the differences [pixels].
+    shape : (int, int)
+        (h, w) of the frames, for the number of false alarms.
+    """
+    sets = [*epochs, stack] if stack is not None else list(epochs)
+    if not sum(map(len, sets)):
+        return []
+    pool = _Pool.of(sets, None if stack is None else len(epochs))
+    trials = max(len(sets), 1) * shape[0] * shape[1] / max(fwhm, 1.0) ** 2
+    stars = cKDTree(np.column_stack([catalogue.x, catalogue.y])) if len(catalogue) else None
+    radius = max(1.0, 0.5 * fwhm)
+    made = [
+        _candidate(pool, group, stars, catalogue, radius, trials) for group in pool.groups(radius)
+    ]
+    return sorted(made, key=lambda c: (c.kind is Kind.DOUBTFUL, -c.significance))
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> Table:
+    """One row per candidate, in their order."""
+    rows = [
+        {
+            "x": c.x, "y": c.y, "kind": str(c.kind), "star": -1 if c.star is None else c.star,
+            "separation": c.separation, "significance": c.significance,
+            "false_alarms": c.false_alarms, "n_epochs": len(c.epochs),
+            "best_epoch": -1 if c.best_epoch is None else c.best_epoch,
+            "flux": c.flux, "error": c.error, "in_stack": c.in_stack, "flags": c.flags,
+        }
+        for c in candidates
+    ]  # fmt: skip
+    return Table(rows=rows) if rows else Table(names=_COLUMNS, dtype=_DTYPES)
+
+
+_COLUMNS = (
+    "x", "y", "kind", "star", "separation", "significance", "false_alarms", "n_epochs",
+    "best_epoch", "flux", "error", "in_stack", "flags",
+)  # fmt: skip
+_DTYPES = ("f8", "f8", "U13", "i8", "f8", "f8", "f8", "i8", "i8", "f8", "f8", "?", "i8")
+
+
+def cut_outs(
+    images: Sequence[NDArray[np.floating]], x: ArrayLike, y: ArrayLike, half: int = 15
+) -> FloatArray:
+    """Stamps of several images about positions: (n, images, 2 half + 1, 2 half + 1).
+
+    Parameters
+    ----------
+    images : sequence of ndarray
+        Reference, target and difference, for instance, (h, w) each.
+    x, y : array_like
+        [pixels], (n,).
+    half : int
+        Half-width of the stamps. Beyond the images they are 0.
+
+    Raises
+    ------
+    ShapeError
+        The images differ in shape.
+    """
+    planes = [np.asarray(image, dtype=np.float64) for image in images]
+    if len({plane.shape for plane in planes}) > 1:
+        raise ShapeError(
+            f"The images of a cut-out have shapes {[p.shape for p in planes]}; they must be one."
+        )
+    padded = np.pad(np.stack(planes), ((0, 0), (half, half), (half, half)))
+    ix, iy = (np.rint(np.atleast_1d(np.asarray(v, np.float64))).astype(int) for v in (x, y))
+    h, w = planes[0].shape
+    ix, iy = np.clip(ix, 0, w - 1), np.clip(iy, 0, h - 1)
+    size = 2 * half + 1
+    return (
+        np.stack([padded[:, b : b + size, a : a + size] for a, b in zip(ix, iy, strict=True)])
+        if len(ix)
+        else np.empty((0, len(planes), size, size))
+    )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """All detections of a season in one table; ``epoch`` is that of the stack for its own."""
+
+    x: FloatArray
+    y: FloatArray
+    flux: FloatArray
+    error: FloatArray
+    strength: FloatArray
+    flags: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    stack: int | None
+
+    @classmethod
+    def of(cls, sets: Sequence[Detections], stack: int | None) -> _Pool:
+        names = ("x", "y", "flux", "error", "significance", "flags")
+        x, y, flux, error, significance, flags = (
+            np.concatenate([getattr(s, name) for s in sets]) for name in names
+        )
+        epoch = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
+        return cls(x, y, flux, error, np.abs(significance), flags, epoch, stack)
+
+    def groups(self, radius: float) -> list[NDArray[np.int64]]:
+        """Disjoint groups about the most significant detections."""
+        where = np.column_stack([self.x, self.y])
+        tree = cKDTree(where)
+        near = tree.query_ball_point(where, radius)
+        free = np.ones(len(where), dtype=bool)
+        groups = []
+        for i in np.argsort(-self.strength):
+            if free[i]:
+                members = np.array([j for j in near[i] if free[j]], dtype=np.int64)
+                free[members] = False
+                groups.append(members)
+        return groups
+
+
+def _candidate(
+    pool: _Pool,
+    group: NDArray[np.int64],
+    stars: cKDTree | None,
+    catalogue: Catalogue,
+    radius: float,
+    trials: float,
+) -> Candidate:
+    seen = group[pool.epoch[group] != pool.stack] if pool.stack is not None else group
+    clean = seen[pool.flags[seen] == 0]
+    stacked = len(seen) < len(group)
+    believed = clean if len(clean) else seen
+    if stacked and (len(clean) or not len(seen)):
+        believed = np.append(believed, group[pool.epoch[group] == pool.stack])
+    strength = pool.strength[believed]
+    x, y = (float(np.average(v[believed], weights=strength**2)) for v in (pool.x, pool.y))
+    best = int(believed[strength.argmax()])
+    single = clean if len(clean) else seen
+    shown = int(single[pool.strength[single].argmax()]) if len(single) else best
+    separation, star = math.inf, None
+    if stars is not None:
+        separation, i = (float(v) for v in stars.query([x, y]))
+        star = int(catalogue.id[int(i)]) if separation <= max(0.5 * radius, 0.5) else None
+    told = seen if len(seen) else group
+    common = int(np.bitwise_and.reduce(pool.flags[told]))
+    doubtful = not (pool.flags[told] == 0).any()
+    kind = Kind.DOUBTFUL if doubtful else Kind.VARIABLE if star is not None else Kind.NEW
+    return Candidate(
+        x=x,
+        y=y,
+        kind=kind,
+        star=star,
+        separation=separation,
+        significance=float(pool.strength[best]),
+        false_alarms=float(2.0 * trials * norm.sf(pool.strength[best])),
+        epochs=tuple(sorted({int(e) for e in pool.epoch[seen]})),
+        best_epoch=int(pool.epoch[shown]) if len(seen) else None,
+        flux=float(pool.flux[shown]),
+        error=float(pool.error[shown]),
+        in_stack=stacked,
+        flags=common,
+    )

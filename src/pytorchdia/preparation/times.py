@@ -1,0 +1,280 @@
+"""When a frame was taken: mid-exposure as MJD with its scale, and as BJD where that is possible."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from astropy import units as u
+from astropy.coordinates import Angle, EarthLocation, SkyCoord
+from astropy.time import Time
+from astropy.utils.iers import conf
+from erfa import ErfaWarning
+
+from ..errors import Finding
+from ..frame import Frame
+from ..headers import Keywords, TimeKeyword
+
+__all__ = ["TIMES", "ObservationTime", "observation_time", "pointing", "site"]
+
+_CLOCKS = ("TIME-OBS", "UTC-OBS", "UT", "UTC", "UTSTART", "UTCSTART", "TIME-BEG", "UT-TIME")
+TIMES: tuple[TimeKeyword, ...] = (
+    # Middles first, since they need no exposure time; then starts, then ends.
+    TimeKeyword("BJD_TDB", "mid", scale="tdb", barycentric=True),
+    TimeKeyword("BJD-TDB", "mid", scale="tdb", barycentric=True),
+    TimeKeyword("MJD-AVG", "mid"),
+    TimeKeyword("DATE-AVG", "mid"),
+    TimeKeyword("MJD-MID", "mid"),
+    TimeKeyword("MJDMID", "mid"),
+    TimeKeyword("DATE-MID", "mid"),
+    TimeKeyword("JD-MID", "mid"),
+    TimeKeyword("MJD-OBS"),
+    TimeKeyword("MJD-BEG"),
+    TimeKeyword("DATE-OBS"),
+    *(TimeKeyword("DATE-OBS", clock=clock) for clock in _CLOCKS),
+    TimeKeyword("DATE-BEG"),
+    TimeKeyword("MJD"),
+    TimeKeyword("JD"),
+    TimeKeyword("MJD-END", "end"),
+    TimeKeyword("DATE-END", "end"),
+    TimeKeyword("BJD", "mid", scale="tdb", barycentric=True),
+    TimeKeyword("HJD", "mid", barycentric=True),
+    TimeKeyword("JD-HELIO", "mid", barycentric=True),
+)
+"""Keywords of the time in order of preference; a user's own come before them."""
+
+_SCALES = {"": "utc", "utc": "utc", "ut": "utc", "gmt": "utc", "tai": "tai", "iat": "tai",
+           "tt": "tt", "tdt": "tt", "et": "tt", "tdb": "tdb", "tcb": "tcb", "tcg": "tcg",
+           "ut1": "ut1"}  # fmt: skip
+_FIRST, _LAST = 15019.5, 88068.5  # MJD of 1900 and 2100: no detector worked before
+_POINTINGS = (("RA", "DEC"), ("OBJCTRA", "OBJCTDEC"), ("RA_OBS", "DEC_OBS"), ("TELRA", "TELDEC"),
+              ("OBJRA", "OBJDEC"), ("RA-OBS", "DEC-OBS"), ("RA_TARG", "DEC_TARG"))  # fmt: skip
+_SITES = (("SITELAT", "SITELONG"), ("LAT-OBS", "LONG-OBS"), ("LATITUDE", "LONGITUD"),
+          ("OBS-LAT", "OBS-LONG"), ("GEOLAT", "GEOLON"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ObservationTime:
+    """The middle of an exposure.
+
+    Attributes
+    ----------
+    mjd : float, optional
+        Modified Julian date; None if no keyword tells.
+    scale : str
+        Its scale in lower case (``"utc"``), with ``" bary"`` behind it for a time that the header
+        gives at the barycentre or the sun.
+    keyword : str
+        Where it came from.
+    bjd_tdb : float, optional
+        Barycentric Julian date, TDB; None where the direction is not known.
+    findings : tuple of Finding
+    """
+
+    mjd: float | None
+    scale: str
+    keyword: str
+    bjd_tdb: float | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def observation_time(frame: Frame, keywords: Keywords = Keywords()) -> ObservationTime:
+    """The middle of the exposure of a frame, from its header; nothing is fetched from a network.
+
+    Parameters
+    ----------
+    frame : Frame
+    keywords : Keywords
+        The user's own, tried before :data:`TIMES`.
+    """
+    findings: list[Finding] = []
+    header = frame.meta
+    read = _first(header, keywords.time + TIMES, findings)
+    if read is None:
+        findings.append(
+            Finding(
+                "time-unknown",
+                f"No keyword of {frame.name} tells when it was taken; name one in the keyword map.",
+                "warning",
+            )
+        )
+        return ObservationTime(None, "", "", None, tuple(findings))
+    keyword, mjd = read
+    name = keyword.keyword + (f"+{keyword.clock}" if keyword.clock else "")
+    scale = _scale(keyword, header, frame, findings)
+    mjd = _to_middle(mjd, keyword, frame, findings)
+    if keyword.barycentric:
+        bjd = mjd + 2400000.5 if scale == "tdb" else None
+        return ObservationTime(mjd, f"{scale} bary", name, bjd, tuple(findings))
+    return ObservationTime(mjd, scale, name, _bjd(mjd, scale, frame), tuple(findings))
+
+
+def _first(
+    header: Mapping[str, Any], known: tuple[TimeKeyword, ...], findings: list[Finding]
+) -> tuple[TimeKeyword, float] | None:
+    """The first keyword that holds a date which can be one."""
+    for keyword in known:
+        if keyword.keyword not in header or (keyword.clock and keyword.clock not in header):
+            continue
+        raw = header[keyword.keyword]
+        clock = header[keyword.clock] if keyword.clock else None
+        mjd = _mjd(raw, clock)
+        if mjd is not None and _FIRST < mjd < _LAST:
+            return keyword, mjd
+        dated_only = keyword.clock == "" and _is_date_alone(raw)
+        if not dated_only:
+            findings.append(
+                Finding(
+                    "time-unusable",
+                    f"The header has {keyword.keyword} = {raw!r}"
+                    + (f" and {keyword.clock} = {clock!r}" if clock is not None else "")
+                    + ", which is no date between 1900 and 2100; it was ignored.",
+                    "warning",
+                )
+            )
+    return None
+
+
+def _is_date_alone(raw: Any) -> bool:
+    return isinstance(raw, str) and "T" not in raw and ":" not in raw and raw.count("-") == 2
+
+
+def _mjd(raw: Any, clock: Any) -> float | None:
+    """A Julian date, a modified one or an ISO date as MJD; a date alone needs a clock."""
+    if isinstance(raw, bool):
+        return None
+    try:
+        value = float(raw)
+    except (TypeError, ValueError):
+        return _mjd_of_date(str(raw).strip(), clock)
+    if not math.isfinite(value) or clock is not None:
+        return None
+    return value - 2400000.5 if value > 2_000_000 else value
+
+
+def _mjd_of_date(date: str, clock: Any) -> float | None:
+    if _is_date_alone(date):
+        if clock is None:
+            return None
+        date = f"{date}T{_clock_text(clock)}"
+    elif clock is not None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ErfaWarning)  # leap seconds to come are not known
+            return float(Time(date.replace(" ", "T").rstrip("Zz"), scale="utc", format="isot").mjd)
+    except ValueError:
+        return None
+
+
+def _clock_text(clock: Any) -> str:
+    """The time of day as hh:mm:ss; numbers are hours."""
+    try:
+        return str(Angle(float(clock), "hour").to_string(sep=":", pad=True, precision=6))
+    except ValueError:
+        text = str(clock).strip()
+        return text.split("T")[-1]
+
+
+def _scale(
+    keyword: TimeKeyword, header: Mapping[str, Any], frame: Frame, findings: list[Finding]
+) -> str:
+    raw = (keyword.scale or str(header.get("TIMESYS", "") or "")).strip().lower()
+    if raw in _SCALES:
+        return _SCALES[raw]
+    findings.append(
+        Finding(
+            "time-scale-unknown",
+            f"{frame.name} says TIMESYS = {raw!r}, which is no scale known here; UTC was taken.",
+            "warning",
+        )
+    )
+    return "utc"
+
+
+def _to_middle(mjd: float, keyword: TimeKeyword, frame: Frame, findings: list[Finding]) -> float:
+    if keyword.when == "mid":
+        return mjd
+    exposure = frame.detector.exposure
+    if exposure is None:
+        findings.append(
+            Finding(
+                "exposure-unknown",
+                f"{frame.name} gives no exposure time, so its time is that of the {keyword.when} "
+                f"of the exposure ({keyword.keyword}), not of its middle.",
+                "warning",
+            )
+        )
+        return mjd
+    return mjd + (0.5 if keyword.when == "start" else -0.5) * exposure / 86400.0
+
+
+def _bjd(mjd: float, scale: str, frame: Frame) -> float | None:
+    """BJD in TDB, with the orbit of the Earth that comes with astropy."""
+    where = pointing(frame)
+    if where is None:
+        return None
+    # From the centre of the Earth where the site is not known: an error below 0.022 s.
+    place = site(frame.meta)
+    if place is None:
+        place = EarthLocation.from_geocentric(0.0, 0.0, 0.0, unit=u.m)
+    with (
+        warnings.catch_warnings(),
+        conf.set_temp("auto_download", False),
+        conf.set_temp("iers_degraded_accuracy", "ignore"),
+    ):
+        warnings.simplefilter("ignore", ErfaWarning)  # leap seconds to come are not known
+        time = Time(mjd, format="mjd", scale=scale, location=place)
+        delay = time.light_travel_time(where, "barycentric", ephemeris="builtin")
+        return float((time.tdb + delay).jd)
+
+
+def pointing(frame: Frame) -> SkyCoord | None:
+    """The direction of a frame: the middle of its WCS, or what its header says; None if unknown."""
+    if getattr(frame.wcs, "has_celestial", False):
+        h, w = frame.shape
+        try:
+            middle = frame.wcs.pixel_to_world((w - 1) / 2.0, (h - 1) / 2.0).icrs
+            if np.isfinite(middle.ra.deg) and np.isfinite(middle.dec.deg):
+                return SkyCoord(middle.ra, middle.dec)
+        except Exception:  # astropy.wcs raises many kinds; the header may do
+            pass
+    for ra, dec in _POINTINGS:
+        if ra in frame.meta and dec in frame.meta:
+            x, y = _angle(frame.meta[ra], "hour"), _angle(frame.meta[dec], "deg")
+            if x is not None and y is not None and abs(y) <= 90.0:
+                return SkyCoord(x % 360.0, y, unit="deg")
+    return None
+
+
+def site(header: Mapping[str, Any]) -> EarthLocation | None:
+    """Where the telescope stands, from OBSGEO-X, -Y, -Z or from latitude and longitude (east)."""
+    try:
+        xyz = [float(header[f"OBSGEO-{axis}"]) for axis in "XYZ"]
+        if 6.3e6 < math.hypot(*xyz) < 6.5e6:
+            return EarthLocation.from_geocentric(*xyz, unit=u.m)
+    except (KeyError, TypeError, ValueError):
+        pass
+    for keys in _SITES:
+        angles = [_angle(header.get(key), "deg") for key in keys]
+        if angles[0] is not None and angles[1] is not None and abs(angles[0]) <= 90.0:
+            return EarthLocation.from_geodetic(angles[1], angles[0])
+    return None
+
+
+def _angle(raw: Any, unit: str) -> float | None:
+    """Degrees of a number in degrees, or of a sexagesimal string in ``unit``."""
+    if raw is None or isinstance(raw, bool):
+        return None
+    try:
+        value = float(raw)
+    except (TypeError, ValueError):
+        try:
+            value = float(Angle(str(raw).strip(), unit).deg)
+        except (ValueError, TypeError):
+            return None
+    return value if math.isfinite(value) else None

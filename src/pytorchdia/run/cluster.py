@@ -1,0 +1,134 @@
+"""The units of a run over many processes: a Dask cluster made here, or one that is there already.
+
+The same functions as in one process run on the workers, and they write their results themselves;
+only the small state of each unit comes back. Workers must see the frames and the run folder under
+the same paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError, WriteError
+from .pipeline import Executor
+from .state import State, Unit, carry_out, failed
+
+__all__ = ["dask_executor"]
+
+PATIENCE = 30.0
+"""Seconds that a scheduler has to answer."""
+
+_AHEAD = 3  # units in hand for each worker, so that none waits; memory stays flat in their number
+
+
+@contextmanager
+def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Executor]:
+    """An executor over Dask workers.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes to start on this machine, one torch thread each.
+    scheduler : str, optional
+        Address of a running scheduler, such as ``tcp://host:8786``, in place of ``workers``.
+
+    Raises
+    ------
+    InputError
+        Dask is not installed, or the scheduler does not answer.
+    """
+    try:
+        from dask import distributed
+    except ImportError as error:
+        raise InputError(
+            "More than one process needs Dask, which is not installed; "
+            "pip install 'pytorchdia[cluster]', or leave out --workers and --scheduler."
+        ) from error
+    cluster = None
+    if scheduler is None:
+        cluster = distributed.LocalCluster(
+            n_workers=workers or 1, threads_per_worker=1, processes=True, dashboard_address=":0"
+        )
+    try:
+        try:
+            client = distributed.Client(
+                cluster or scheduler, timeout=PATIENCE, set_as_default=False
+            )
+        except (OSError, ValueError, TimeoutError) as error:
+            raise InputError(
+                f"The scheduler {scheduler} does not answer ({error}); check its address."
+            ) from error
+        with client:
+            client.register_plugin(_plugin())
+            yield _DaskExecutor(client)
+    finally:
+        if cluster is not None:
+            cluster.close()
+
+
+class _DaskExecutor:
+    """Units in, states out, in the order in which they end."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
+        from dask import distributed
+
+        waiting = iter(units)
+        running: dict[Any, Unit] = {}
+        try:
+            while True:
+                room = _AHEAD * max(1, len(self.client.nthreads())) - len(running)
+                for _, unit in zip(range(room), waiting, strict=False):
+                    running[self._submit(run, unit)] = unit
+                if not running:
+                    return
+                with self.client.as_current():
+                    done, _ = distributed.wait(list(running), return_when="FIRST_COMPLETED")
+                for future in done:
+                    yield self._result(run, future, running.pop(future))
+        finally:
+            self.client.cancel(list(running))
+
+    def _submit(self, run: Path, unit: Unit) -> Any:
+        # Pure means that Dask keeps results by their arguments; files may have gone since.
+        return self.client.submit(carry_out, run, unit, pure=False, retries=2)
+
+    def _result(self, run: Path, future: Any, unit: Unit) -> State:
+        from dask import distributed
+
+        try:
+            state: State = future.result()
+        except WriteError:
+            raise
+        except (distributed.KilledWorker, asyncio.CancelledError, CancelledError) as error:
+            reason = f"The workers that had it were lost ({type(error).__name__}); run it again."
+            state = failed(unit, reason, retry=True)
+            state.write(run)
+        return state
+
+
+def _plugin() -> Any:
+    from dask import distributed
+
+    class OneThreadOneGPU(distributed.WorkerPlugin):
+        """One torch thread for each worker, and one GPU where there are any."""
+
+        name = "pytorchdia"
+
+        def setup(self, worker: Any) -> None:
+            torch.set_num_threads(1)
+            if torch.cuda.is_available():
+                name = str(worker.name)
+                number = int(name) if name.isdigit() else 0
+                torch.cuda.set_device(number % torch.cuda.device_count())
+
+    return OneThreadOneGPU()

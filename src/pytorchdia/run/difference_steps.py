@@ -1,0 +1,250 @@
+"""The steps of a run that make a difference and measure in it, as plain functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..background import PolynomialBackground
+from ..changes.changed_pixels import changed_sources, footprints
+from ..changes.detections import filter_difference, find_in_difference, systematic_share
+from ..config import PriorName, make_likelihood, make_penalty, parse_kernel_size
+from ..errors import Finding
+from ..frame import Flag, Frame
+from ..kernel import DeltaKernel
+from ..measure import kernel_size
+from ..noise import NoiseModel
+from ..preparation.register import Registration
+from ..regions import FrameDifference, subtract_by_regions
+from ..stars.catalogue import variance_of
+from ..stars.photometry import Fluxes, measure_fluxes, target_variance
+from ..stars.psf import RegionalPSF
+from ..subtract import subtract
+from .frame_steps import Source, reference_and_light, registered
+from .images import read_difference, read_psf, write_difference
+from .settings import Settings
+from .state import Made
+from .tables import DETECTIONS, EPOCH, FOLLOWED, read_table, write_table
+
+__all__ = [
+    "epoch_psf",
+    "follow_candidates",
+    "on_reference_scale",
+    "photometry_of_frame",
+    "subtract_frame",
+]
+
+FloatArray = NDArray[np.float64]
+
+_MOST_CHANGED = 0.2  # share of the pixels; beyond, it is the subtraction that is bad
+
+
+def subtract_frame(
+    source: Source, registration: Registration, fwhm: float | None, settings: Settings, run: Path
+) -> Made:
+    """Subtract the matched reference from a frame, region by region.
+
+    A first fit without a prior shows what has changed; the fit that counts leaves that out.
+    """
+    reference, _ = reference_and_light(run)
+    target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
+    kernel = _kernel(settings.subtract.kernel, fwhm, reference.shape)
+    match = partial(_match, reference=reference, noise=noise, kernel=kernel, settings=settings)
+    changed, findings = _without_changed(target, match(target, prior=PriorName.NONE), run)
+    result = match(changed, prior=settings.subtract.prior)
+    cards = {
+        "FRAME": source.name,
+        "DIAP": result.scale,
+        "DIAPERR": result.scale_error,
+        "BUNIT": "adu",
+    }
+    path = write_difference(
+        run / "differences" / f"{source.name}_diff.fits", result, reference.wcs, cards
+    )
+    values = {
+        "scale": result.scale,
+        "scale_error": result.scale_error,
+        "kernel": list(kernel.shape),
+        "regions": len(result.fits),
+        "reduced_chi_square": float(np.mean([fit.reduced_chi_square for fit in result.fits])),
+        "converged": all(fit.status == "CONVERGED" for fit in result.fits),
+        "masked_share": float((result.flags & ~int(Flag.CHANGED) != 0).mean()),
+    }
+    said = dict.fromkeys((*target.findings, *findings, *result.findings))
+    return Made((path,), values, tuple(said))
+
+
+def _match(
+    target: Frame, *, reference: Frame, noise: NoiseModel | None, kernel: DeltaKernel,
+    settings: Settings, prior: PriorName | None,
+) -> FrameDifference:  # fmt: skip
+    chosen = settings.subtract
+    fit = partial(
+        subtract, background=PolynomialBackground(chosen.background),
+        likelihood=make_likelihood(chosen.likelihood), device=chosen.device,
+    )  # fmt: skip
+    if prior is not None:
+        fit = partial(fit, penalty=make_penalty(prior, None))
+    regions = None if chosen.regions == "auto" else chosen.regions
+    return subtract_by_regions(
+        target, reference, kernel=kernel, noise=noise, regions=regions, fit=fit
+    )
+
+
+def _without_changed(
+    target: Frame, first: FrameDifference, run: Path
+) -> tuple[Frame, tuple[Finding, ...]]:
+    """The target with the pixels flagged in which a first difference shows a change."""
+    difference, variance, _ = on_reference_scale(first, run)
+    psf = epoch_psf(first, run)
+    _, light = reference_and_light(run)
+    found = changed_sources(difference, variance, first.flags, psf, light)
+    hit = footprints(found, variance, psf) & (first.flags == 0)
+    share = hit.sum() / max((first.flags == 0).sum(), 1)
+    if not hit.any():
+        return target, ()
+    if share > _MOST_CHANGED:
+        return target, (Finding(
+            "changed-everywhere",
+            f"{len(found)} sources in {100 * share:.0f} % of the pixels of {target.name} seem to "
+            "have changed; that many are more likely ill subtracted, so all took part in the fit.",
+            "warning",
+        ),)  # fmt: skip
+    finding = Finding(
+        "changed-sources",
+        f"{len(found)} sources of {target.name} have changed; their pixels "
+        f"({100 * share:.2f} %) did not take part in the fit of the kernel.",
+    )
+    return target.flagged(torch.from_numpy(hit), Flag.CHANGED), (finding,)
+
+
+def photometry_of_frame(
+    name: str, quality: Mapping[str, Any], settings: Settings, run: Path
+) -> Made:
+    """Fluxes of all stars in a difference, as one Parquet part."""
+    stored = read_difference(run / "differences" / f"{name}_diff.fits")
+    stars = read_table(run / "stars.parquet")
+    x, y = (np.asarray(stars[axis], dtype=np.float64) for axis in "xy")
+    psf = epoch_psf(stored, run)
+    difference, variance, shared = on_reference_scale(stored, run)
+    fluxes = measure_fluxes(
+        difference, shared, stored.flags, psf, x, y,
+        sky_spacing=settings.photometry.sky_spacing, robust=settings.photometry.robust,
+    )  # fmt: skip
+    columns = {"star": np.asarray(stars["star"])}
+    columns |= _epoch_columns(name, quality, stored, fluxes, (x, y))
+    path = write_table(run / "photometry" / f"{name}.parquet", EPOCH, columns)
+    good = fluxes.valid
+    reference = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
+    share = systematic_share(columns["flux"], columns["error"], np.nan_to_num(reference))
+    _, light = reference_and_light(run)
+    filtered = filter_difference(difference, variance, stored.flags, psf, light=light, share=share)
+    found = find_in_difference(
+        difference, variance, stored.flags, psf, filtered, threshold=settings.variables.threshold
+    )
+    second = write_table(run / "detections" / f"{name}.parquet", DETECTIONS, vars(found))
+    values = {
+        "systematic_share": share,
+        "detections": len(found),
+        "stars": len(x),
+        "measured": int(good.sum()),
+        "clean": int((fluxes.flags == 0).sum()),
+        "median_error": float(np.median(fluxes.error[good])) if good.any() else None,
+    }
+    return Made((path, second), values)
+
+
+def follow_candidates(name: str, quality: Mapping[str, Any], settings: Settings, run: Path) -> Made:
+    """Fluxes in a difference of all candidates that are not doubtful, at their own places.
+
+    Only they are in the fit: what does not vary is in no difference. Where the light changes is not
+    always where the catalogue has a star, and a new source is in no catalogue.
+    """
+    table = read_table(run / "candidates.parquet")
+    believed = np.array([kind != "doubtful" for kind in table["kind"].to_pylist()], dtype=np.bool_)
+    number, x, y = (np.asarray(table[column])[believed] for column in ("candidate", "x", "y"))
+    stored = read_difference(run / "differences" / f"{name}_diff.fits")
+    difference, _, own = on_reference_scale(stored, run)
+    fluxes = measure_fluxes(
+        difference, own, stored.flags, epoch_psf(stored, run), x, y,
+        sky_spacing=settings.photometry.sky_spacing, robust=settings.photometry.robust,
+    )  # fmt: skip
+    columns = {"candidate": number} | _epoch_columns(name, quality, stored, fluxes, (x, y))
+    path = run / "followed" / f"{name}.parquet"
+    return Made((write_table(path, FOLLOWED, columns, rows=len(x)),), {"candidates": len(x)})
+
+
+def _epoch_columns(
+    name: str, quality: Mapping[str, Any], stored: FrameDifference, fluxes: Fluxes,
+    at: tuple[FloatArray, FloatArray],
+) -> dict[str, Any]:  # fmt: skip
+    """Columns of :data:`~pytorchdia.run.tables.EPOCH` but for the first."""
+    which = stored.region_of(*at)
+    scales = np.array([fit.scale for fit in stored.fits])
+    errors = np.array([fit.scale_error for fit in stored.fits])
+    return {
+        "frame": name,
+        "time": quality["time"],
+        "time_scale": quality["time_scale"],
+        "bjd_tdb": quality["bjd_tdb"],
+        "flux": np.where(fluxes.valid, fluxes.flux, np.nan),
+        "error": np.where(fluxes.valid, fluxes.error, np.nan),
+        "chi_square": fluxes.chi_square,
+        "n_pixels": fluxes.n_pixels,
+        "scale": scales[which],
+        "scale_error": errors[which],
+        "fwhm": quality["fwhm"],
+        "flags": fluxes.flags,
+    }
+
+
+def epoch_psf(stored: FrameDifference, run: Path) -> RegionalPSF:
+    """The reference's PSF convolved with the kernel of each region (section 4.2)."""
+    psf = read_psf(run / "psf.fits")
+    models = [psf.convolved(fit.kernel) for fit in stored.fits]
+    return RegionalPSF(models, stored.region_of)
+
+
+def on_reference_scale(
+    stored: FrameDifference, run: Path
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Difference, its variance, and the target's own part of that, in units of the reference.
+
+    Each region is divided by its own P.
+    """
+    reference, _ = reference_and_light(run)
+    theirs = variance_of(reference)
+    difference = stored.difference.astype(np.float64)
+    variance = stored.variance.astype(np.float64)
+    own = np.full(variance.shape, np.inf)
+    for fit in stored.fits:
+        here = (fit.region.rows, fit.region.columns)
+        scale = fit.scale if fit.scale > 0 else math.inf
+        half_y, half_x = (n // 2 for n in fit.kernel.shape)
+        top, left = max(0, here[0].start - half_y), max(0, here[1].start - half_x)
+        wide = (slice(top, here[0].stop + half_y), slice(left, here[1].stop + half_x))
+        part = target_variance(stored.variance[wide], fit.kernel, theirs[wide])
+        inside = part[
+            here[0].start - top : here[0].stop - top, here[1].start - left : here[1].stop - left
+        ]
+        difference[here] /= scale
+        variance[here] /= scale**2
+        own[here] = inside / scale**2
+    bad = ~np.isfinite(variance) | (variance <= 0)
+    difference[bad], variance[bad], own[bad] = 0.0, np.inf, np.inf
+    return difference, variance, own
+
+
+def _kernel(size: str | int, fwhm: float | None, shape: tuple[int, int]) -> DeltaKernel:
+    """The kernel asked for, or one of 9 Gaussian widths of the frame's PSF (section 3.3)."""
+    given = parse_kernel_size(str(size))
+    if given is not None:
+        return given
+    return DeltaKernel(kernel_size(fwhm, shape))

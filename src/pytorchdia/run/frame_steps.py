@@ -1,0 +1,201 @@
+"""The steps of a run as plain functions: files in, files out, and what to say of them.
+
+Each is given paths, names and settings, never open things, so that any process can do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..changes.detections import reference_light
+from ..frame import Frame
+from ..headers import Keywords, TimeKeyword
+from ..io import as_frame, read_plane
+from ..measure import default_noise
+from ..noise import NoiseModel
+from ..preparation.bad_lines import without_bad_lines
+from ..preparation.quality import FrameQuality, measure_quality
+from ..preparation.register import Registration, find_transform, measure_flux_ratio
+from ..preparation.resample import apply_registration
+from ..preparation.star_detection import DetectedStars, detect_stars
+from .images import (
+    read_frame,
+    read_psf,
+    write_frame,
+)
+from .settings import Settings
+from .state import Made, file_digest
+
+__all__ = [
+    "Source",
+    "measure_frame",
+    "quality_from",
+    "register_frame",
+    "registered",
+    "registration_from",
+]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A frame of the season: its name in the run, and its file."""
+
+    name: str
+    path: Path
+
+
+def measure_frame(source: Source, settings: Settings) -> Made:
+    """Read a frame and measure its quality."""
+    frame = load(source, settings)
+    quality = measure_quality(frame, keywords_of(settings))
+    values = asdict(quality)
+    del values["findings"]
+    values["sha256"] = file_digest(source.path)
+    return Made((), values, quality.findings)
+
+
+def quality_from(values: Mapping[str, Any], transparency: float | None = None) -> FrameQuality:
+    """The quality that :func:`measure_frame` put into its state."""
+    kept = {key: value for key, value in values.items() if key != "sha256"}
+    kept["shape"] = tuple(kept["shape"])
+    kept["transparency"] = transparency
+    return FrameQuality(**kept)
+
+
+def register_frame(source: Source, grid: Source, settings: Settings, run: Path) -> Made:
+    """Lay a frame onto the grid of another."""
+    frame, onto = load(source, settings), _grid(grid, settings)
+    stars = detect_stars(frame)
+    found = find_transform(
+        frame, onto.frame, max_shift=settings.registration.max_shift,
+        frame_stars=stars, onto_stars=onto.stars,
+    )  # fmt: skip
+    ratio = measure_flux_ratio(frame, onto.frame, found, stars, onto.stars)
+    mine, theirs = frame.detector.exposure, onto.frame.detector.exposure
+    transparency = None
+    if ratio is not None:
+        transparency = ratio[0] * (theirs / mine if mine and theirs else 1.0)
+    values = {
+        "matrix": found.matrix.tolist(),
+        "how": found.how,
+        "by": found.by,
+        "n_matched": int(found.n_matched),
+        "residual": float(found.residual),
+        "drift": float(found.drift),
+        "transparency": transparency,
+    }
+    products: tuple[Path, ...] = ()
+    if settings.run.keep_registered:
+        moved = apply_registration(frame, found, onto.frame.shape, onto.frame.wcs)
+        path = run / "registered" / f"{source.name}.fits"
+        products = (write_frame(path, moved, {"FRAME": source.name}),)
+    return Made(products, values, found.findings)
+
+
+def registration_from(values: Mapping[str, Any]) -> Registration:
+    """The registration that :func:`register_frame` put into its state."""
+    return Registration(
+        np.array(values["matrix"], dtype=np.float64), values["how"], values["by"],
+        values["n_matched"], values["residual"], values["drift"],
+    )  # fmt: skip
+
+
+def registered(
+    source: Source, registration: Registration, shape: tuple[int, int], wcs: Any, settings: Settings
+) -> tuple[Frame, NoiseModel | None]:
+    """A frame on the reference's grid, and its noise model where there is a flat-field (eq 6)."""
+    frame = load(source, settings)
+    flat = _plane(settings.path(settings.frames.flat))
+    if flat is None:
+        return apply_registration(frame, registration, shape, wcs), None
+    if registration.how == "shift" and frame.variance is None:
+        moved = apply_registration(frame, registration, shape, wcs)
+        light = Frame(torch.from_numpy(flat), torch.zeros_like(frame.flags))
+        field = apply_registration(light, registration, shape)
+        usable = (field.flags == 0) & (field.data > 0)
+        noise, findings = default_noise(moved, flat=torch.where(usable, field.data, 1.0))
+        return replace(moved, findings=moved.findings + findings), noise
+    # Resampling mixes pixels of the flat-field: their variances are what travels.
+    noise, findings = default_noise(frame, flat=torch.from_numpy(flat))
+    with_variance = replace(frame, variance=noise.variance(frame.data))
+    moved = apply_registration(with_variance, registration, shape, wcs)
+    return replace(moved, findings=moved.findings + findings), None
+
+
+def load(source: Source, settings: Settings) -> Frame:
+    """Read a raw frame with the season's mask, camera and keywords."""
+    camera = settings.camera
+    mask = _plane(settings.path(settings.frames.mask))
+    frame = as_frame(
+        source.path, hdu=settings.frames.hdu, gain=camera.gain, read_noise=camera.read_noise,
+        saturation=camera.saturation, keywords=keywords_of(settings),
+        mask=None if mask is None else ~np.isfinite(mask) | (mask != 0),
+    )  # fmt: skip
+    frame = replace(frame, name=source.name)
+    return without_bad_lines(frame) if settings.frames.bad_lines else frame
+
+
+def keywords_of(settings: Settings) -> Keywords:
+    """The user's own header keywords."""
+    chosen = settings.keywords
+    time = chosen.time
+    times = () if time is None else (TimeKeyword(**time.model_dump()),)
+    return Keywords(
+        chosen.gain, chosen.read_noise, chosen.saturation, chosen.exposure, chosen.filter, times
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    frame: Frame
+    stars: DetectedStars
+
+
+def _grid(grid: Source, settings: Settings) -> _Grid:
+    """The frame whose grid is used, with its stars; kept for the next frame."""
+    key = (grid, _stamp(grid.path), settings)
+    if key not in _grids:
+        frame = load(grid, settings)
+        _grids.clear()
+        _grids[key] = _Grid(frame, detect_stars(frame))
+    return _grids[key]
+
+
+_grids: dict[Any, _Grid] = {}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes when a file does."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def reference_and_light(run: Path) -> tuple[Frame, FloatArray]:
+    """The reference of a run, and its light at each pixel; kept for the next frame."""
+    return _reference(run, _stamp(run / "reference.fits"))
+
+
+@lru_cache(maxsize=1)
+def _reference(run: Path, stamp: tuple[int, int]) -> tuple[Frame, FloatArray]:
+    reference = read_frame(run / "reference.fits", "reference")
+    return reference, reference_light(reference, read_psf(run / "psf.fits"))
+
+
+@lru_cache(maxsize=2)
+def _cached_plane(path: Path, stamp: tuple[int, int]) -> FloatArray:
+    return read_plane(path)
+
+
+def _plane(path: Path | None) -> FloatArray | None:
+    """An image that holds for all frames, NaN at its bad pixels."""
+    return None if path is None else _cached_plane(path, _stamp(path))

@@ -1,0 +1,220 @@
+"""A first CONFIG.toml for a folder of frames, from what their headers say."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, WriteError
+from ..headers import detector_from_header, filter_from_header, unit_from_header
+from ..io import read_header
+from ..preparation.times import TIMES
+from .settings import Settings, describe_settings
+from .state import write_text
+
+__all__ = ["HeaderLine", "init_config", "read_headers"]
+
+_CALIBRATIONS = ("bias", "dark", "flat", "zero", "focus", "arc", "lamp", "acquisition")
+_KINDS = ("IMAGETYP", "OBSTYPE", "EXPTYPE", "FRAME", "ESO DPR TYPE")
+
+
+@dataclass(frozen=True)
+class HeaderLine:
+    """What the header of one file says.
+
+    Attributes
+    ----------
+    path : Path
+    problem : str
+        Why it is no frame of a season; empty if it is one.
+    shape : tuple of int
+    filter, object, kind : str
+    numbers : dict
+        Gain, read noise, saturation and exposure that are known.
+    sources : dict
+        The keyword that each came from.
+    time_keyword : str
+        The first keyword of the time that it has.
+    """
+
+    path: Path
+    problem: str = ""
+    shape: tuple[int, ...] = ()
+    filter: str = ""
+    object: str = ""
+    numbers: tuple[tuple[str, float], ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+    time_keyword: str = ""
+
+
+def read_headers(folder: Path) -> list[HeaderLine]:
+    """One line for each file in ``folder`` that may be FITS, in the order of names.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give the one that holds the frames.")
+    patterns = Settings().frames.files
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if not paths:
+        raise InputError(
+            f"{folder} holds no file that ends in .fits, .fit, .fts, .fits.gz or .fits.fz; give "
+            "the folder that holds the frames."
+        )
+    return [_line(path) for path in paths]
+
+
+def init_config(folder: Path, path: Path | None = None, overwrite: bool = False) -> Path:
+    """Write a commented CONFIG.toml for the frames in ``folder``.
+
+    Parameters
+    ----------
+    folder : Path
+    path : Path, optional
+        Where to; ``folder/config.toml`` if absent. Names in it start from its own folder.
+    overwrite : bool
+
+    Raises
+    ------
+    InputError
+        There are no frames.
+    WriteError
+        The file exists, or cannot be written.
+    """
+    folder = Path(folder)
+    path = folder / "config.toml" if path is None else Path(path)
+    lines = read_headers(folder)
+    if path.exists() and not overwrite:
+        raise WriteError(f"{path} exists already; choose another name or allow overwriting.")
+    usable = [line for line in lines if not line.problem]
+    if not usable:
+        problems = "; ".join(f"{line.path.name}: {line.problem}" for line in lines[:3])
+        raise InputError(f"None of the {len(lines)} files in {folder} is a frame ({problems}).")
+    kinds = Counter((line.filter, line.shape) for line in usable)
+    (chosen, shape), _ = kinds.most_common(1)[0]
+    season = [line for line in usable if (line.filter, line.shape) == (chosen, shape)]
+    left_out = [line for line in lines if line not in season]
+    write_text(path, "\n".join(_text(path, folder, chosen, season, left_out)) + "\n")
+    return path
+
+
+def _line(path: Path) -> HeaderLine:
+    try:
+        header, shape = read_header(path)
+    except Exception as error:  # whatever is wrong with one file is its line
+        return HeaderLine(path, " ".join(str(error).split())[:160])
+    kind = next((str(header[k]) for k in _KINDS if k in header), "").strip().lower()
+    detector, _ = detector_from_header(header, {}, unit_from_header(header))
+    numbers = {
+        name: value
+        for name in ("gain", "read_noise", "saturation", "exposure")
+        if (value := getattr(detector, name)) is not None
+    }
+    time = next((t.keyword for t in TIMES if t.keyword in header), "")
+    calibration = next((word for word in _CALIBRATIONS if word in kind), "")
+    return HeaderLine(
+        path, f"a calibration frame ({kind})" if calibration else "", shape,
+        filter_from_header(header), str(header.get("OBJECT", "")).strip(),
+        tuple(numbers.items()), tuple(detector.sources.items()), time,
+    )  # fmt: skip
+
+
+def _text(
+    path: Path, folder: Path, chosen: str, season: list[HeaderLine], left_out: list[HeaderLine]
+) -> Iterator[str]:
+    yield "# Settings of a season's reduction: pytorchdia reduce " + path.name
+    yield "# Lines that begin with # show what holds if nothing is said."
+    yield "#"
+    shape = " x ".join(map(str, season[0].shape))
+    objects = ", ".join(sorted({line.object for line in season if line.object})) or "not named"
+    yield f"# {len(season)} frames of {shape} pixels, filter {chosen or 'not named'}."
+    yield f"# Object: {objects}."
+    for line in left_out[:50]:
+        why = (
+            line.problem
+            or f"filter {line.filter or 'not named'}, {' x '.join(map(str, line.shape))} pixels"
+        )
+        yield f"# Left out: {line.path.name} ({why})"
+    if len(left_out) > 50:
+        yield f"# Left out: {len(left_out) - 50} more files"
+    found = {**_found(season), ("frames", "filter"): (chosen, "headers") if chosen else None}
+    found["frames", "files"] = (_patterns(path, folder, season), "")
+    excluded = _excluded(season, left_out)
+    if excluded:
+        found["frames", "exclude"] = (excluded, "")
+    section = ""
+    for name, key, default, meaning in describe_settings():
+        if name != section:
+            section = name
+            yield f"\n[{section}]"
+        yield from _entry(key, default, meaning, found.get((section, key)))
+
+
+def _entry(key: str, default: Any, meaning: str, value: tuple[Any, str] | None) -> Iterator[str]:
+    yield f"# {meaning}"
+    if value is None:
+        yield f"# {key} =" if default is None else f"# {key} = {_toml(default)}"
+        return
+    seen, source = value
+    active = source in ("", "headers")
+    comment = f"  # {source}" if source else ""
+    yield f"{'' if active else '# '}{key} = {_toml(seen)}{comment}"
+
+
+def _found(season: list[HeaderLine]) -> dict[tuple[str, str], tuple[Any, str] | None]:
+    """What the headers say of the camera, as comments: it is read from each frame anyway."""
+    found: dict[tuple[str, str], tuple[Any, str] | None] = {}
+    for key in ("gain", "read_noise", "saturation"):
+        values = [dict(line.numbers)[key] for line in season if key in dict(line.numbers)]
+        if values:
+            source = next(dict(line.sources)[key] for line in season if key in dict(line.numbers))
+            span = "" if min(values) == max(values) else f", {min(values):g} to {max(values):g}"
+            missing = (
+                f", not in {len(season) - len(values)} frames" if len(values) < len(season) else ""
+            )
+            found["camera", key] = (values[0], f"{source} of each frame{span}{missing}")
+    return found
+
+
+def _patterns(path: Path, folder: Path, season: list[HeaderLine]) -> tuple[str, ...]:
+    try:
+        base = folder.resolve().relative_to(path.resolve().parent)
+        prefix = "" if str(base) == "." else f"{base}/"
+    except ValueError:
+        prefix = f"{folder.resolve()}/"
+    endings = sorted({_ending(line.path) for line in season})
+    return tuple(f"{prefix}*{ending}" for ending in endings)
+
+
+def _ending(path: Path) -> str:
+    return "".join(s for s in path.suffixes[-2:] if s in (".fits", ".fit", ".fts", ".gz", ".fz"))
+
+
+def _excluded(season: Iterable[HeaderLine], left_out: Iterable[HeaderLine]) -> tuple[str, ...]:
+    """Files that the patterns take in and that are no frames of the season.
+
+    Frames of another filter need not be named, since ``filter`` keeps them out.
+    """
+    names = {line.filter for line in season}
+    return tuple(
+        line.path.name
+        for line in left_out
+        if line.problem or line.filter in names or not line.filter
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(str(value))
+    return f"{value}"

@@ -1,0 +1,459 @@
+"""A season's run: which units of work there are, which of them are done, and what became of each.
+
+Every unit is named by a digest of all that it depends on (:mod:`pytorchdia.run.state`). Later
+steps depend on what earlier ones made, not on how: a frame that is added, or a setting that
+changes nothing, has no more done again than it must.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import InputError
+from ..preparation.quality import FrameQuality, Grade, Limits, grade
+from ..preparation.reference import choose_reference_frames
+from .difference_steps import follow_candidates, photometry_of_frame, subtract_frame
+from .folder import folder_in_use, log
+from .frame_list import sources_of
+from .frame_steps import (
+    Source,
+    measure_frame,
+    quality_from,
+    register_frame,
+    registration_from,
+)
+from .frames_table import FrameRow, write_frames
+from .report import make_report, report_digest
+from .season_steps import find_variables, make_reference
+from .settings import Settings
+from .state import (
+    Outcome,
+    State,
+    Unit,
+    carry_out,
+    digest_of,
+    file_digest,
+    forget,
+    is_done,
+)
+
+__all__ = ["STEPS", "Executor", "Progress", "RunSummary", "in_this_process", "run_season"]
+
+STEPS = ("register", "reference", "subtract", "photometry", "report")
+"""Names of the steps for people, in order."""
+
+_STEP_OF = {"measure": "register", "variables": "photometry", "follow": "photometry"}
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, the number of units done, and that of all."""
+
+
+class Executor(Protocol):
+    """Carries out units and gives their states back, in any order."""
+
+    def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]: ...
+
+
+def in_this_process(run: Path, units: Iterable[Unit]) -> Iterator[State]:
+    """One unit after the other, here."""
+    return (carry_out(run, unit) for unit in units)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did, or would do.
+
+    Attributes
+    ----------
+    run : Path
+        Its folder.
+    rows : tuple of FrameRow
+        One for each frame: what became of it and why.
+    planned : tuple of (str, int, int)
+        Step, units done before, units to do (done since, unless it was a dry run).
+    """
+
+    run: Path
+    rows: tuple[FrameRow, ...]
+    planned: tuple[tuple[str, int, int], ...]
+
+    @property
+    def failed(self) -> tuple[FrameRow, ...]:
+        """The frames that failed."""
+        return tuple(row for row in self.rows if row.status == "failed")
+
+
+class _PlanEnds(Exception):  # noqa: N818  # no error: a dry run has said all it can
+    """What comes next depends on what a dry run does not do."""
+
+
+def run_season(
+    settings: Settings,
+    executor: Executor,
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Do what is missing of a run; see :func:`pytorchdia.reduce`.
+
+    Raises
+    ------
+    InputError, ReadError, WriteError
+        As :func:`pytorchdia.reduce`.
+    """
+    for name in (only, until):
+        if name is not None and name not in STEPS:
+            raise InputError(f"There is no step {name!r}; the steps are {', '.join(STEPS)}.")
+    if only and until:
+        raise InputError("Give one of the two, the only step or the last one.")
+    sources = sources_of(settings)
+    run = settings.run_folder
+    season = _Season(settings, run, sources, executor, progress, dry_run, only)
+    if dry_run:
+        return season.through(until or only)
+    with folder_in_use(run, settings):
+        try:
+            return season.through(until or only)
+        finally:
+            season.write_table()
+
+
+class _Season:
+    """The steps in order, each built on the states of the one before."""
+
+    def __init__(
+        self, settings: Settings, run: Path, sources: list[Source], executor: Executor,
+        progress: Progress | None, dry_run: bool, only: str | None,
+    ) -> None:  # fmt: skip
+        self.settings, self.run, self.sources = settings, run, sources
+        self._by_name = {source.name: source for source in sources}
+        self._executor, self._progress = executor, progress
+        self._dry_run, self._only = dry_run, only
+        self._planned: list[tuple[str, int, int]] = []
+        self._states: dict[str, dict[str, State]] = {}
+        self._grades: dict[str, Grade] = {}
+        self._used: list[str] = []
+
+    def through(self, last: str | None) -> RunSummary:
+        """All steps up to ``last``."""
+        end = STEPS.index(last) if last is not None else len(STEPS)
+        work = (
+            self._register, self._make_reference, self._subtract, self._measure_fluxes,
+            self._report,
+        )  # fmt: skip
+        try:
+            for do in work[: end + 1]:
+                do()
+        except _PlanEnds:
+            pass
+        return RunSummary(self.run, self._rows(), tuple(self._planned))
+
+    def write_table(self) -> None:
+        """The table of frames; what is known so far."""
+        write_frames(self.run / "frames.ecsv", self._rows())
+
+    # The steps.
+
+    def _register(self) -> None:
+        measured = self._advance("measure", [self._measure_unit(s) for s in self.sources])
+        good = self._graded({name: quality_from(s.values) for name, s in measured.items()})
+        grid = self._grid(good)
+        units = [
+            Unit(
+                "register", source.name,
+                digest_of({
+                    "frame": measured[source.name].values["sha256"],
+                    "grid": measured[grid.name].values["sha256"],
+                    "settings": self._of("frames", "camera", "keywords", "registration", "run"),
+                    "files": self._companions(),
+                }),
+                register_frame, (source, grid, self.settings, self.run),
+            )
+            for source in self.sources if source.name in good
+        ]  # fmt: skip
+        laid = self._advance("register", units)
+        self._graded({
+            name: quality_from(measured[name].values, state.values["transparency"])
+            for name, state in laid.items()
+        })  # fmt: skip
+        self.grid = grid
+
+    def _make_reference(self) -> None:
+        laid = self._accepted()
+        names = self._reference_names(laid)
+        self._used = names
+        chosen = [(self._by_name[name], laid[name].values) for name in names]
+        stars = self.settings.path(self.settings.stars.list)
+        digest = digest_of({
+            "frames": [
+                (name, self._states["measure"][name].values["sha256"], laid[name].content)
+                for name in names
+            ],
+            "settings": self._of("frames", "camera", "keywords", "stars"),
+            "files": [*self._companions(), _digest_if(stars)],
+            "grid": self._states["measure"][self.grid.name].values["sha256"],
+        })  # fmt: skip
+        arguments = (chosen, self.grid, self.settings, self.run)
+        unit = Unit("reference", "reference", digest, make_reference, arguments)
+        if not self._advance("reference", [unit]):
+            state = State.read(self.run, "reference", "reference")
+            why = "" if state is None else f": {state.reason}"
+            raise InputError(f"The reference could not be made{why}")
+
+    def _subtract(self) -> None:
+        products = self._states["reference"]["reference"].products
+        made = [products[name] for name in ("reference.fits", "psf.fits")]
+        units = [
+            Unit(
+                "subtract", name,
+                digest_of({
+                    "frame": self._states["measure"][name].values["sha256"],
+                    "fwhm": self._states["measure"][name].values["fwhm"],
+                    "registration": state.content,
+                    "reference": made,
+                    "settings": self._of("frames", "camera", "keywords", "subtract"),
+                    "files": self._companions(),
+                }),
+                subtract_frame,
+                (
+                    self._by_name[name], registration_from(state.values),
+                    self._states["measure"][name].values["fwhm"], self.settings, self.run,
+                ),
+            )
+            for name, state in self._accepted().items()
+        ]  # fmt: skip
+        self._advance("subtract", units)
+
+    def _measure_fluxes(self) -> None:
+        reference = self._states["reference"]["reference"].content
+        subtracted = self._states["subtract"]
+        units = [
+            Unit(
+                "photometry", name,
+                digest_of({
+                    "difference": state.content,
+                    "reference": reference,
+                    "quality": self._states["measure"][name].content,
+                    "settings": self._of("photometry", "variables"),
+                }),
+                photometry_of_frame,
+                (name, self._states["measure"][name].values, self.settings, self.run),
+            )
+            for name, state in subtracted.items()
+        ]  # fmt: skip
+        measured = self._advance("photometry", units)
+        if not measured:
+            raise InputError(
+                f"None of the {len(self.sources)} frames could be used to the end; the table of "
+                f"frames says why: pytorchdia status {self.run}."
+            )
+        epochs = [(name, measured[name].values) for name in sorted(measured, key=self._when)]
+        digest = digest_of({
+            "epochs": [(name, measured[name].content, subtracted[name].content)
+                       for name, _ in epochs],
+            "reference": reference,
+            "settings": self._of("variables"),
+        })  # fmt: skip
+        arguments = (epochs, self.settings, self.run)
+        unit = Unit("variables", "candidates", digest, find_variables, arguments)
+        found = self._advance("variables", [unit])
+        if not found:
+            return
+        where = found["candidates"].values["followed"]
+        self._advance("follow", [
+            Unit(
+                "follow", name,
+                digest_of({
+                    "difference": subtracted[name].content,
+                    "reference": reference,
+                    "quality": self._states["measure"][name].content,
+                    "candidates": where,
+                    "settings": self._of("photometry"),
+                }),
+                follow_candidates,
+                (name, self._states["measure"][name].values, self.settings, self.run),
+            )
+            for name in measured
+        ])  # fmt: skip
+
+    def _report(self) -> None:
+        whole = {
+            f"{step}/{name}": state.content
+            for step in ("reference", "subtract", "photometry", "variables", "follow")
+            for name, state in self._states[step].items()
+        }
+        rows = self._rows()
+        digest = report_digest(rows, self.settings, self.run, whole)
+        arguments = (rows, self.sources, self.settings, self.run)
+        self._advance("report", [Unit("report", "report", digest, make_report, arguments)])
+
+    # What they have in common.
+
+    def _advance(self, step: str, units: list[Unit]) -> dict[str, State]:
+        """Do what is not done of a step; the states of the units that are done."""
+        known = {unit.name: State.read(self.run, step, unit.name) for unit in units}
+        to_do = [unit for unit in units if not is_done(self.run, unit, known[unit.name])]
+        missing = {unit.name for unit in to_do}
+        states = {n: s for n, s in known.items() if s is not None and n not in missing}
+        self._states[step] = _done(states)
+        self._planned.append((step, len(states), len(to_do)))
+        if self._dry_run:
+            if to_do:
+                raise _PlanEnds
+            return self._states[step]
+        public = _STEP_OF.get(step, step)
+        if to_do and self._only not in (None, public):
+            raise InputError(
+                f"{len(to_do)} of {len(units)} pieces of the step {public!r} are not done, and "
+                f"{self._only!r} needs them; do that step first."
+            )
+        for name in forget(self.run, step, [unit.name for unit in units]):
+            log.info("%s %s: no longer part of the run; its products were removed", step, name)
+        if to_do:
+            log.info("%s: %d to do, %d done already", step, len(to_do), len(states))
+            self._tell(step, len(states), len(units))
+        for state in self._executor(self.run, to_do):
+            states[state.name] = state
+            self._states[step] = _done(states)
+            self._tell(step, len(states), len(units))
+            _log_state(state)
+        return self._states[step]
+
+    def _tell(self, step: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(step, done, total)
+
+    def _measure_unit(self, source: Source) -> Unit:
+        try:
+            about = source.path.stat()
+        except OSError as error:
+            raise InputError(f"{source.path} has gone ({error.strerror}).") from error
+        digest = digest_of({
+            "file": [source.name, about.st_size, about.st_mtime_ns],
+            "settings": self._of("frames", "camera", "keywords"),
+            "files": self._companions(),
+        })  # fmt: skip
+        return Unit("measure", source.name, digest, measure_frame, (source, self.settings))
+
+    def _graded(self, qualities: Mapping[str, FrameQuality]) -> dict[str, FrameQuality]:
+        """Those that are accepted; the grades of all are kept for the table."""
+        grades = grade(list(qualities.values()), self._limits())
+        self._grades |= dict(zip(qualities, grades, strict=True))
+        return {n: q for (n, q), g in zip(qualities.items(), grades, strict=True) if g.accepted}
+
+    def _limits(self) -> Limits:
+        chosen = self.settings.quality.model_dump()
+        return Limits(**chosen, filter=self.settings.frames.filter)
+
+    def _grid(self, good: Mapping[str, FrameQuality]) -> Source:
+        asked = self.settings.registration.onto
+        if asked is not None:
+            found = [s for s in self.sources if asked in (s.name, s.path.name)]
+            if not found or found[0].name not in self._states["measure"]:
+                raise InputError(
+                    f"register.onto = {asked!r} is none of the {len(self.sources)} frames that "
+                    "can be read."
+                )
+            return found[0]
+        if not good:
+            reasons = dict.fromkeys(g.reason for g in self._grades.values() if g.reason)
+            failures = [s for s in self._all("measure") if s.outcome is Outcome.FAILED]
+            why = "; ".join([*reasons, *dict.fromkeys(s.reason for s in failures)][:5])
+            raise InputError(f"None of the {len(self.sources)} frames can be used: {why}")
+        names = list(good)
+        best = choose_reference_frames(list(good.values()), self._limits())[0]
+        return self._by_name[names[best]]
+
+    def _accepted(self) -> dict[str, State]:
+        """Registered frames whose grade is good."""
+        laid = self._states["register"]
+        return {name: state for name, state in laid.items() if self._grades[name].accepted}
+
+    def _reference_names(self, laid: Mapping[str, State]) -> list[str]:
+        asked = self.settings.reference.frames
+        if asked:
+            by_any = {s.path.name: s.name for s in self.sources} | {n: n for n in self._by_name}
+            missing = [name for name in asked if by_any.get(name) not in self._states["register"]]
+            if missing:
+                raise InputError(
+                    f"reference.frames names {', '.join(missing)}, which could not be registered "
+                    "or is no frame of the season."
+                )
+            return [by_any[name] for name in asked]
+        qualities = {
+            name: quality_from(self._states["measure"][name].values, state.values["transparency"])
+            for name, state in laid.items()
+        }
+        best = choose_reference_frames(
+            list(qualities.values()), self._limits(), n_frames=self.settings.reference.max_frames
+        )
+        return [list(qualities)[i] for i in best]
+
+    def _of(self, *sections: str) -> dict[str, Any]:
+        """The settings that a step uses, for its digest."""
+        whole = {name: getattr(self.settings, name).model_dump(mode="json") for name in sections}
+        for section, keys in {"frames": ("files", "exclude", "filter"), "run": ("folder",)}.items():
+            for key in keys if section in whole else ():
+                del whole[section][key]  # which frames, and where to: not what is made of one
+        return whole
+
+    def _companions(self) -> list[str | None]:
+        """Digests of the mask and of the flat-field."""
+        if not hasattr(self, "_companion_digests"):
+            chosen = self.settings.frames
+            paths = [self.settings.path(name) for name in (chosen.mask, chosen.flat)]
+            self._companion_digests = [_digest_if(path) for path in paths]
+        return self._companion_digests
+
+    def _when(self, name: str) -> tuple[bool, float, str]:
+        time = self._states["measure"][name].values["time"]
+        return time is None, time or 0.0, name
+
+    def _all(self, step: str) -> list[State]:
+        states = (State.read(self.run, step, source.name) for source in self.sources)
+        return [state for state in states if state is not None]
+
+    def _rows(self) -> tuple[FrameRow, ...]:
+        steps = ("measure", "register", "subtract", "photometry")
+        return tuple(
+            FrameRow.of(
+                source.name, str(os.path.relpath(source.path, self.settings.base)),
+                {step: State.read(self.run, step, source.name) for step in steps},
+                self._grades.get(source.name), source.name in self._used,
+            )
+            for source in self.sources
+        )  # fmt: skip
+
+
+def _done(states: Mapping[str, State]) -> dict[str, State]:
+    """In the order of names, whatever order they ended in."""
+    return {n: states[n] for n in sorted(states) if states[n].outcome is Outcome.DONE}
+
+
+def _digest_if(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}, named in the settings, cannot be read ({error.strerror})."
+        ) from error
+
+
+def _log_state(state: State) -> None:
+    level = logging.WARNING if state.outcome is Outcome.FAILED else logging.INFO
+    text = f": {state.reason}" if state.reason else ""
+    log.log(level, "%s %s: %s in %.2f s%s", state.step, state.name, state.outcome.value,
+             state.seconds, text)  # fmt: skip
+    for finding in state.findings:
+        log.info("%s %s: %s", state.step, state.name, finding)
+    if state.details:
+        log.error("%s", state.details)

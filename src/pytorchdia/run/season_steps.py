@@ -1,0 +1,227 @@
+"""The steps of a run that look at the whole season: the reference, and what varies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from ..changes.candidates import Candidate, Kind, merge_detections, stack_detections
+from ..changes.detections import Detections, filter_difference
+from ..changes.stack import Stack
+from ..errors import Finding, InputError, ReadError
+from ..frame import Frame
+from ..preparation.combining import combine
+from ..stars.catalogue import Catalogue, catalogue_from_list, find_stars
+from ..stars.photometry import reference_fluxes, refine_positions
+from ..stars.psf import PSFModel
+from ..stars.psf_fit import fit_psf
+from .difference_steps import epoch_psf, on_reference_scale
+from .frame_steps import (
+    Source,
+    load,
+    reference_and_light,
+    registered,
+    registration_from,
+)
+from .images import read_difference, read_psf, write_frame, write_psf
+from .settings import Settings
+from .state import Made, digest_of
+from .tables import CANDIDATES, STARS, read_table, write_table
+
+__all__ = ["find_variables", "make_reference"]
+
+FloatArray = NDArray[np.float64]
+
+
+def make_reference(
+    chosen: Sequence[tuple[Source, Mapping[str, Any]]], grid: Source, settings: Settings, run: Path
+) -> Made:
+    """Combine frames into the reference; find its stars and its PSF."""
+    onto = load(grid, settings)
+    moved = [
+        registered(
+            source, registration_from(values).exact(onto.shape), onto.shape, onto.wcs, settings
+        )[0]
+        for source, values in chosen
+    ]
+    reference = combine(moved)
+    psf, stars, findings = _stars_of(reference, settings)
+    fluxes = reference_fluxes(reference, psf, stars)
+    columns = {
+        "star": stars.id, "x": stars.x, "y": stars.y,
+        "ra": math.nan if stars.ra is None else stars.ra,
+        "dec": math.nan if stars.dec is None else stars.dec,
+        "flux": np.where(fluxes.valid, fluxes.flux, np.nan),
+        "error": np.where(fluxes.valid, fluxes.error, np.nan),
+        "flags": fluxes.flags,
+        "name": None if stars.names is None else np.array(stars.names, dtype=object),
+    }  # fmt: skip
+    products = (
+        write_frame(run / "reference.fits", reference, {"NFRAMES": len(chosen)}),
+        write_psf(run / "psf.fits", psf),
+        write_table(run / "stars.parquet", STARS, columns, rows=len(stars)),
+    )
+    values = {
+        "frames": [source.name for source, _ in chosen],
+        "grid": grid.name,
+        "stars": len(stars),
+        "fwhm": psf.fwhm,
+        "psf_stars": psf.n_stars,
+    }
+    return Made(products, values, reference.findings + findings)
+
+
+def _stars_of(
+    reference: Frame, settings: Settings
+) -> tuple[PSFModel, Catalogue, tuple[Finding, ...]]:
+    """PSF and catalogue; the PSF is learnt from stars found, even where a list is given."""
+    found = find_stars(reference, threshold=settings.stars.threshold)
+    psf = fit_psf(reference, found)
+    path = settings.path(settings.stars.list)
+    stars = found if path is None else _listed(reference, path, psf.fwhm)
+    if len(stars):
+        stars = refine_positions(reference, psf, stars)
+    if path is None and settings.stars.max_stars is not None:
+        stars = stars.chosen(np.arange(len(stars)) < settings.stars.max_stars)
+    return psf, stars, found.findings + stars.findings + psf.findings
+
+
+def _listed(reference: Frame, path: Path, fwhm: float) -> Catalogue:
+    try:
+        table = Table.read(path)
+    except Exception as error:  # astropy's readers raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ReadError(
+            f"The list of stars {path} cannot be read as a table ({reason})."
+        ) from error
+    names = {name.lower(): name for name in table.colnames}
+    given = {
+        key: np.asarray(table[names[key]], dtype=np.float64)
+        for key in ("x", "y", "ra", "dec")
+        if key in names
+    }
+    if not ({"x", "y"} <= set(given) or {"ra", "dec"} <= set(given)):
+        raise InputError(
+            f"The list of stars {path} has the columns {', '.join(table.colnames)}; it needs x and "
+            "y [pixels from 0], or ra and dec [degrees]."
+        )
+    words = tuple(str(n) for n in table[names["name"]]) if "name" in names else None
+    if {"x", "y"} <= set(given):
+        return catalogue_from_list(reference, x=given["x"], y=given["y"], names=words, fwhm=fwhm)
+    return catalogue_from_list(reference, ra=given["ra"], dec=given["dec"], names=words, fwhm=fwhm)
+
+
+def find_variables(
+    epochs: Sequence[tuple[str, Mapping[str, Any]]], settings: Settings, run: Path
+) -> Made:
+    """Merge the detections of all differences and of their stack.
+
+    Parameters
+    ----------
+    epochs : sequence of (str, Mapping)
+        Name of each frame in the order of time, and what its photometry found.
+    settings, run
+    """
+    stars = catalogue_of(run)
+    reference, light = reference_and_light(run)
+    stack, widths = Stack(), []
+    for name, values in epochs:
+        stored = read_difference(run / "differences" / f"{name}_diff.fits")
+        psf = epoch_psf(stored, run)
+        difference, _, own = on_reference_scale(stored, run)
+        share = values["systematic_share"]
+        stack.add(filter_difference(difference, own, stored.flags, psf, light=light, share=share))
+        widths.append(psf.fwhm)
+    fwhm = float(np.median(widths))
+    threshold = settings.variables.threshold
+    candidates = merge_detections(
+        [_detections(run, name) for name, _ in epochs],
+        stack_detections(stack, fwhm, threshold=threshold), stars, fwhm=fwhm, shape=reference.shape,
+    )  # fmt: skip
+    path = run / "candidates.parquet"
+    columns = _columns(candidates, [name for name, _ in epochs], reference)
+    columns |= _on_reference(candidates, reference, stars, run)
+    write_table(path, CANDIDATES, columns, rows=len(candidates))
+    values = {
+        "candidates": len(candidates),
+        "epochs": len(epochs),
+        "fwhm": fwhm,
+        "followed": digest_of(
+            {"candidates": [(c.x, c.y) for c in candidates if c.kind is not Kind.DOUBTFUL]}
+        ),
+    }
+    return Made((path,), values)
+
+
+def _on_reference(
+    candidates: Sequence[Candidate], reference: Frame, stars: Catalogue, run: Path
+) -> dict[str, FloatArray]:
+    """Flux on the reference: that of the star, or measured beside all stars where there is none."""
+    flux, error = np.full((2, len(candidates)), np.nan)
+    row = {int(star): i for i, star in enumerate(stars.id)}
+    for i, c in enumerate(candidates):
+        if c.star is not None:
+            flux[i], error[i] = stars.flux[row[c.star]], stars.flux_error[row[c.star]]
+    new = [i for i, c in enumerate(candidates) if c.kind is Kind.NEW]
+    if new:
+        x, y = (np.array([getattr(candidates[i], axis) for i in new]) for axis in "xy")
+        more = stars.joined(catalogue_from_list(reference, x=x, y=y))
+        found = reference_fluxes(reference, read_psf(run / "psf.fits"), more)
+        added = slice(len(stars), None)
+        flux[new] = np.where(found.valid, found.flux, np.nan)[added]
+        error[new] = np.where(found.valid, found.error, np.nan)[added]
+    return {"reference_flux": flux, "reference_error": error}
+
+
+def catalogue_of(run: Path) -> Catalogue:
+    """The stars of a run."""
+    table = read_table(run / "stars.parquet")
+    number = {
+        name: np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+        for name in ("x", "y", "flux", "error", "ra", "dec")
+    }
+    world = bool(len(table)) and bool(np.isfinite(number["ra"]).all())
+    return Catalogue(
+        np.asarray(table["star"]), number["x"], number["y"], np.nan_to_num(number["flux"]),
+        np.where(np.isfinite(number["error"]), number["error"], np.inf),
+        np.zeros(len(table), dtype=np.int64),
+        number["ra"] if world else None, number["dec"] if world else None,
+    )  # fmt: skip
+
+
+def _detections(run: Path, name: str) -> Detections:
+    table = read_table(run / "detections" / f"{name}.parquet")
+    x, y, flux, error, significance = (
+        np.asarray(table[c], dtype=np.float64) for c in ("x", "y", "flux", "error", "significance")
+    )
+    flags = np.asarray(table["flags"], dtype=np.int64)
+    return Detections(x, y, flux, error, significance, flags)
+
+
+def _columns(
+    candidates: Sequence[Candidate], names: Sequence[str], reference: Frame
+) -> dict[str, Any]:
+    def each(name: str) -> Any:
+        return np.array([getattr(c, name) for c in candidates], dtype=object)
+
+    x, y = (each(axis).astype(np.float64) for axis in "xy")
+    world = getattr(reference.wcs, "has_celestial", False) and len(candidates) > 0
+    ra, dec = reference.wcs.all_pix2world(x, y, 0) if world else (math.nan, math.nan)
+    plain = ("star", "separation", "significance", "false_alarms", "flux", "error", "in_stack",
+             "flags")  # fmt: skip
+    return {
+        "candidate": np.arange(1, len(candidates) + 1), "x": x, "y": y, "ra": ra, "dec": dec,
+        "kind": np.array([str(c.kind) for c in candidates], dtype=object),
+        "n_epochs": np.array([len(c.epochs) for c in candidates], dtype=np.int64),
+        "best_frame": np.array(
+            [None if c.best_epoch is None else names[c.best_epoch] for c in candidates],
+            dtype=object,
+        ),
+        **{name: each(name) for name in plain},
+    }  # fmt: skip
