@@ -53,7 +53,7 @@ def test_a_bright_variable_keeps_its_change_where_it_takes_no_part() -> None:
     for seed in range(4):
         rng = np.random.default_rng([9, seed])
         flux = field.stars.flux.copy()
-        change = (0.03 if seed % 2 else -0.03) * flux[bright]
+        change = (0.15 if seed % 2 else -0.15) * flux[bright]
         flux[bright] += change
         clean = render_moffat(Stars(field.stars.x, field.stars.y, flux), SHAPE, **seen) + 300.0
         variance = noise_variance(clean)

@@ -34,7 +34,9 @@ from .small_season import (
     write_season,
 )
 
-STEPS = ("measure", "register", "reference", "subtract", "photometry", "variables", "report")
+STEPS = (
+    "measure", "register", "reference", "subtract", "photometry", "variables", "follow", "report",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +193,7 @@ def test_a_touched_file_is_only_looked_at(season: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "steps"),
     [
-        ("[photometry]\nsky_spacing = 16.0\n", {"photometry": 6, "variables": 1}),
+        ("[photometry]\nsky_spacing = 16.0\n", {"photometry": 6, "variables": 1, "follow": 6}),
         ("[variables]\nthreshold = 7.0\n", {"photometry": 6, "variables": 1}),
         ("[frames]\nexclude = ['nothing*']\n", {}),
         ("[quality]\nmax_fwhm = 99.0\n", {}),
