@@ -76,6 +76,24 @@ def statuses(summary: RunSummary) -> dict[str, str]:
 # The numbers.
 
 
+def test_the_variable_is_followed_where_its_light_changes(finished: Path) -> None:
+    curves = LightCurves(finished / "run")
+    curve = curves.candidate(1)
+    assert np.hypot(curve.x - VARIABLE[0], curve.y - VARIABLE[1]) < 0.3
+    assert curve.title == "candidate 1"
+    truth = {epoch.name: epoch.flux for epoch in epochs(6)}
+    true = np.array([truth[str(name)] for name in curve.epochs["frame"]])
+    flux, error = (np.asarray(curve.epochs[name], float) for name in ("flux", "error"))
+    known = np.isfinite(error)
+    slope = np.polyfit(true[known], flux[known], 1, w=1.0 / error[known])[0]
+    assert slope == pytest.approx(1.0, abs=0.03)
+    assert curve.reference_flux is not None
+    assert curve.reference_flux == pytest.approx(20000.0, rel=0.4)
+    assert curve.to_table().meta["candidate"] == 1
+    with pytest.raises(KeyError, match="not known"):
+        curves.candidate(999)
+
+
 def test_the_variable_is_found_and_its_light_curve_is_the_truth(finished: Path) -> None:
     curves = LightCurves.open(finished / "run")
     curve = curves.at(*VARIABLE)

@@ -57,8 +57,10 @@ def subtract_frame(
     target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
     kernel = _kernel(settings.subtract.kernel, fwhm, reference.shape)
     match = partial(_match, reference=reference, noise=noise, kernel=kernel, settings=settings)
-    changed, findings = _without_changed(target, match(target, prior=PriorName.NONE), run)
-    result = match(changed, prior=settings.subtract.prior)
+    result = match(target, prior=PriorName.NONE)
+    left, findings = _without_changed(target, result, run)
+    if left is not target or settings.subtract.prior is not PriorName.NONE:
+        result = match(left, prior=settings.subtract.prior)
     cards = {
         "FRAME": source.name,
         "DIAP": result.scale,

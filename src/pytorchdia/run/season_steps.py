@@ -166,7 +166,7 @@ def _on_reference(
     flux, error = np.full((2, len(candidates)), np.nan)
     row = {int(star): i for i, star in enumerate(stars.id)}
     for i, c in enumerate(candidates):
-        if c.star is not None:
+        if c.star is not None and math.isfinite(stars.flux_error[row[c.star]]):
             flux[i], error[i] = stars.flux[row[c.star]], stars.flux_error[row[c.star]]
     new = [i for i, c in enumerate(candidates) if c.kind is Kind.NEW]
     if new:
