@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -84,6 +85,26 @@ def test_one_region_is_the_plain_subtraction() -> None:
     np.testing.assert_array_equal(whole.flags, plain.flags)
     assert whole.scale == plain.scale
     assert whole.scale_error == plain.scale_error
+
+
+def test_regions_start_from_their_own_kernels() -> None:
+    target, reference = frames(widths=(1.4, 2.2))
+    kernels = []
+
+    def fit(*frames, start=None, **options):
+        kernels.append(start)
+        return subtract(*frames, start=start, penalty=None, **options)
+
+    noise = CCDNoise(0.0, 1.0)
+    match = partial(
+        subtract_by_regions, target, reference, kernel=KERNEL, noise=noise, regions=2, fit=fit
+    )
+    first = match()
+    again = match(start=first)
+    assert kernels[:4] == [None] * 4
+    for start, one, two in zip(kernels[-4:], first.fits, again.fits, strict=True):
+        np.testing.assert_array_equal(start, one.kernel)
+        np.testing.assert_allclose(two.kernel, one.kernel, atol=1e-4)
 
 
 def test_regions_follow_a_psf_that_varies_and_leave_no_seam() -> None:

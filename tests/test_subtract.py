@@ -130,6 +130,27 @@ def test_level_taken_off_the_reference_moves_only_the_background(pair):
     assert given.diagnostics.reference_background == 100.0
 
 
+def test_a_fit_may_start_from_an_earlier_kernel(pair):
+    options = {"penalty": None, "dtype": torch.float64}
+    cold = run(pair, **options)
+    warm = run(pair, start=cold.kernel, **options)
+    np.testing.assert_allclose(warm.kernel, cold.kernel, atol=1e-6)
+    assert warm.scale == pytest.approx(cold.scale, abs=1e-3 * cold.scale_error)
+    assert warm.diagnostics.steps < cold.diagnostics.steps
+    flat = np.full((7, 9), 1.0 / 63)
+    for start in (flat, 0.0 * flat):
+        other = run(pair, start=start, **options)
+        np.testing.assert_allclose(other.kernel, cold.kernel, atol=1e-5)
+    stack = subtract(
+        [pair.target, 1.1 * pair.target], pair.reference, kernel=DeltaKernel((7, 9)), noise=NOISE,
+        reference_noise=QUIET, start=cold.kernel, **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(stack[0].kernel, cold.kernel, atol=1e-5)
+    for wrong in (np.ones((9, 7)), np.full((7, 9), np.nan)):
+        with pytest.raises(InputError, match="start must be a finite kernel of 7 x 9"):
+            run(pair, start=wrong)
+
+
 def test_a_bad_reference_pixel_takes_out_the_footprint_and_nothing_more(pair):
     reference = pair.reference.copy()
     reference[40, 30] = np.nan

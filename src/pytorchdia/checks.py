@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
-from .arrays import Mask
+from .arrays import Kernel, Mask
 from .background import PolynomialBackground
 from .errors import FlatImageError, InputError, NoiseModelError, ShapeError, TooFewPixelsError
 from .frame import Flag, Frame, strips
@@ -29,7 +30,27 @@ __all__ = [
     "require_variance_at_start",
     "usable_device",
     "usable_dtype",
+    "usable_start",
 ]
+
+
+def usable_start(start: Any, kernel: KernelModel) -> Kernel | None:
+    """The kernel that a fit starts from as a float64 tensor; None if none is given.
+
+    Raises
+    ------
+    InputError
+        It does not have the shape of the kernel, or is not finite.
+    """
+    if start is None:
+        return None
+    given = torch.as_tensor(np.asarray(start, dtype=np.float64))
+    if tuple(given.shape) != kernel.shape or not bool(given.isfinite().all()):
+        raise InputError(
+            f"start must be a finite kernel of {kernel.shape[0]} x {kernel.shape[1]} pixels, as "
+            f"the one that is fitted; got shape {tuple(given.shape)}."
+        )
+    return given
 
 
 def require_kinds(

@@ -20,7 +20,7 @@ from .regularise import (
     uncertainty_in_pixels,
 )
 from .solvers import Solution, Solver
-from .solvers.base import OnStep
+from .solvers.base import OnStep, kernel_start
 
 __all__ = ["Fits"]
 
@@ -42,9 +42,14 @@ class Fits:
         penalty: Penalty | KernelPrior | None,
         on_step: OnStep | None,
         reference_variance: ReferenceVariance | None = None,
+        start: Kernel | None = None,
     ) -> Fits:
         require_variance(objective)
-        solutions = solver.solve_all(objective, on_step=on_step)
+        theta0 = None
+        if start is not None:
+            theta0 = kernel_start(objective, start)
+            theta0 = theta0 if theta0.ndim > 1 else theta0[None]
+        solutions = solver.solve_all(objective, theta0, on_step)
         if any(s.status is not Status.CONVERGED for s in solutions):
             require_variance_at_start(objective)
         prior = None

@@ -190,6 +190,7 @@ def subtract_by_regions(
     kernel: DeltaKernel,
     regions: int | None = None,
     noise: NoiseModel | None = None,
+    start: FrameDifference | None = None,
     fit: Callable[..., Any] = subtract,
 ) -> FrameDifference:
     """Subtract ``reference`` from ``target`` with a kernel, a P and a background for each region.
@@ -205,6 +206,8 @@ def subtract_by_regions(
         As :func:`pytorchdia.subtract`.
     regions : int, optional
         As :func:`grid_of_regions`.
+    start : FrameDifference, optional
+        An earlier one of the same frames: the fits start from its kernels.
     fit : callable
         :func:`pytorchdia.subtract`, or a partial of it with further arguments.
 
@@ -214,6 +217,7 @@ def subtract_by_regions(
         No region could be fitted; the message is that of the first.
     """
     cuts = grid_of_regions(target.shape, kernel.half_shape, regions)
+    starts = {} if start is None else {f.region.centre: f.kernel for f in start.fits}
     results: list[Subtraction | InputError] = []
     for region in cuts:
         try:
@@ -223,6 +227,7 @@ def subtract_by_regions(
                 fitted = fit(
                     part_of(target, region), part_of(reference, region), kernel=kernel,
                     noise=_noise_of(noise, target.shape, region), covariance=False,
+                    start=starts.get(region.centre),
                 )  # fmt: skip
             assert isinstance(fitted, Subtraction)
             results.append(fitted)

@@ -23,6 +23,7 @@ from .checks import (
     require_structure,
     usable_device,
     usable_dtype,
+    usable_start,
 )
 from .errors import Finding, InputError, ShapeError
 from .fisher import Uncertainty
@@ -59,6 +60,7 @@ def subtract(
     mask: Any = None,
     reference_noise: NoiseModel | None = None,
     reference_background: float | None = None,
+    start: Any = None,
     covariance: bool = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
@@ -102,6 +104,11 @@ def subtract(
     reference_background : float, optional
         Level [ADU] to take off the reference before the fit. None takes the median of its good
         pixels, as the paper does.
+    start : array_like, optional
+        Kernel from which the fit starts, (ky, kx), one for all pairs: that of an earlier fit of a
+        similar pair saves steps. A fit without a prior ends in the same place to within the
+        solver's goal; the hyperparameters of a prior come from a matrix made on the way there, and
+        P may move by a part of its error. None leaves the start to the solver.
     covariance : bool
         False leaves out ``kernel_covariance``, ``covariance`` and their validity tests, which cost
         more than the fit of a large frame. P and the background keep their errors.
@@ -134,6 +141,7 @@ def subtract(
     require_kinds(kernel, background, noise, likelihood, penalty, solver, reference_noise)
     where, precision = usable_device(device), usable_dtype(dtype)
     limit = parse_memory(max_memory)
+    first = usable_start(start, kernel)
     started = time.perf_counter()
     frames, shape = _broadcast(as_frames(target, mask), as_frames(reference))
     prepared: dict[int, float] = {}
@@ -150,7 +158,7 @@ def subtract(
     for group in _groups(pairs, plan):
         fits = Fits.of(
             _objective(group, kernel, background, likelihood, penalty, precision, where, plan),
-            solver, penalty, on_step, partial(_reference_variance, group),
+            solver, penalty, on_step, partial(_reference_variance, group), first,
         )  # fmt: skip
         errors = fits.errors(covariance)
         made = [_finish(pair, fits, i, errors[i]) for i, pair in enumerate(group)]

@@ -60,7 +60,7 @@ def subtract_frame(
     result = match(target, prior=PriorName.NONE)
     left, findings = _without_changed(target, result, run)
     if left is not target or settings.subtract.prior is not PriorName.NONE:
-        result = match(left, prior=settings.subtract.prior)
+        result = match(left, prior=settings.subtract.prior, start=result)
     cards = {
         "FRAME": source.name,
         "DIAP": result.scale,
@@ -85,7 +85,7 @@ def subtract_frame(
 
 def _match(
     target: Frame, *, reference: Frame, noise: NoiseModel | None, kernel: DeltaKernel,
-    settings: Settings, prior: PriorName | None,
+    settings: Settings, prior: PriorName | None, start: FrameDifference | None = None,
 ) -> FrameDifference:  # fmt: skip
     chosen = settings.subtract
     fit = partial(
@@ -96,7 +96,7 @@ def _match(
         fit = partial(fit, penalty=make_penalty(prior, None))
     regions = None if chosen.regions == "auto" else chosen.regions
     return subtract_by_regions(
-        target, reference, kernel=kernel, noise=noise, regions=regions, fit=fit
+        target, reference, kernel=kernel, noise=noise, regions=regions, start=start, fit=fit
     )
 
 

@@ -15,7 +15,16 @@ from ..linalg import Factor
 from ..metrics import sample
 from ..objective import Objective
 
-__all__ = ["OnStep", "Solution", "Solver", "Step", "System", "flat_start", "gaussian_start"]
+__all__ = [
+    "OnStep",
+    "Solution",
+    "Solver",
+    "Step",
+    "System",
+    "flat_start",
+    "gaussian_start",
+    "kernel_start",
+]
 
 
 @dataclass(frozen=True)
@@ -117,15 +126,16 @@ def flat_start(objective: Objective) -> Params:
     """All kernel pixels 1/N_K, and B_0 the median of the target (section 2.9), (..., p)."""
     shape = objective.model.kernel.shape
     kernel = torch.full(shape, 1.0 / (shape[0] * shape[1]), dtype=torch.float64)
-    return _start(objective, kernel)
+    return kernel_start(objective, kernel)
 
 
 def gaussian_start(objective: Objective, sigma: float) -> Params:
     """A round Gaussian kernel of unit sum and width ``sigma`` [pixels] (section 2.9)."""
-    return _start(objective, gaussian_kernel(objective.model.kernel.shape, sigma))
+    return kernel_start(objective, gaussian_kernel(objective.model.kernel.shape, sigma))
 
 
-def _start(objective: Objective, kernel: Kernel) -> Params:
+def kernel_start(objective: Objective, kernel: Kernel) -> Params:
+    """A given kernel K, and B_0 the median of the target, (..., p)."""
     model = objective.model
     coefficients = model.kernel.coefficients(kernel.to(model.device))
     used = torch.where(objective.use, objective.target, torch.nan)
