@@ -134,6 +134,17 @@ def test_a_twilight_frame_with_all_its_stars_is_kept(season):
     assert verdict(season, measured(image(13, sky=14677.0), "twilight.fits")).accepted
 
 
+@pytest.mark.parametrize("limit", [None, 0.5, np.inf])
+def test_a_sky_that_was_subtracted_has_no_level_to_be_uneven_by(season, limit):
+    subtracted = [
+        replace(q, sky=level) for q, level in zip(season, (-9, -1, 0, -4, -2), strict=True)
+    ]
+    assert all(g.accepted for g in grade(subtracted, replace(Limits(), max_sky_range=limit)))
+    uneven = replace(season[0], name="uneven.fits", digest="other", sky_range=700.0)
+    reason = verdict(season, uneven, replace(Limits(), max_sky_range=0.5)).reason
+    assert "more than 0.5 of its level" in reason
+
+
 def test_two_frames_are_enough_for_a_season_and_none_is_no_error(season):
     assert all(g.accepted for g in grade(season[:2]))
     assert grade([]) == []

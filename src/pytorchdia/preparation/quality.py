@@ -295,8 +295,8 @@ def _reason_sky(q: FrameQuality, season: _Season, limits: Limits) -> str:
             f"The sky of {q.name} ({q.sky:.0f} ADU) scatters by {noise:.3g} ADU per second of "
             f"exposure where {season.noise:.3g} is usual: twilight, moon or cloud."
         )
-    limit = limits.max_sky_range
-    if limit is not None and q.sky and q.sky_range is not None and q.sky_range > limit * q.sky:
+    limit, sky, span = limits.max_sky_range, q.sky or 0.0, q.sky_range or 0.0
+    if limit is not None and sky > 0 and span > limit * sky:  # a subtracted sky has no level
         return (
             f"The sky of {q.name} varies by {q.sky_range:.0f} ADU over the frame, more than "
             f"{limit:g} of its level of {q.sky:.0f} ADU."
