@@ -30,6 +30,8 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
+_RIPPLE = 1.0 / 3.0  # of the significance of a source, that of what belongs to it
+
 
 class Kind(enum.StrEnum):
     """What a candidate is."""
@@ -89,7 +91,8 @@ class Candidate:
 def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> Detections:
     """Sources that scatter over the epochs, or whose mean is not that of the reference.
 
-    One that a single epoch makes is flagged: what is real there is found in that epoch itself.
+    Their significance is that without their strongest epoch. One that a single epoch makes is
+    flagged: what is real there is found in that epoch itself.
 
     Parameters
     ----------
@@ -107,10 +110,10 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     order = np.argsort(-z[iy, ix])
     x, y, iy, ix = x[order], y[order], iy[order], ix[order]
     average = stack.mean_flux()
-    once = stack.total.without_the_largest()[iy, ix] < 0.5 * threshold
+    left = stack.total.without_the_largest()[iy, ix]
     return Detections(
-        x, y, average.flux[iy, ix], average.error[iy, ix], z[iy, ix],
-        np.where(once, int(DetectionFlag.ONE_EPOCH), 0),
+        x, y, average.flux[iy, ix], average.error[iy, ix], np.minimum(z[iy, ix], left),
+        np.where(left < threshold, int(DetectionFlag.ONE_EPOCH), 0),
     )  # fmt: skip
 
 
@@ -234,15 +237,22 @@ class _Pool:
         return cls(x, y, flux, error, np.abs(significance), flags, epoch, stack)
 
     def groups(self, radius: float) -> list[NDArray[np.int64]]:
-        """Disjoint groups about the most significant detections."""
+        """Disjoint groups about the most significant detections.
+
+        Within twice the radius what is much weaker belongs to them too: their own ripples, and
+        what poor seeing makes of their place.
+        """
         where = np.column_stack([self.x, self.y])
         tree = cKDTree(where)
-        near = tree.query_ball_point(where, radius)
+        near = tree.query_ball_point(where, 2.0 * radius)
         free = np.ones(len(where), dtype=bool)
         groups = []
         for i in np.argsort(-self.strength):
             if free[i]:
-                members = np.array([j for j in near[i] if free[j]], dtype=np.int64)
+                around = np.array([j for j in near[i] if free[j]], dtype=np.int64)
+                apart = np.hypot(*(where[around] - where[i]).T)
+                weak = self.strength[around] < _RIPPLE * self.strength[i]
+                members = around[(apart <= radius) | weak]
                 free[members] = False
                 groups.append(members)
         return groups
