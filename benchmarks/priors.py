@@ -8,12 +8,11 @@ prior, in no case much further; and the errors of P and of kernel pixels are tho
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
 import numpy as np
-from harness import NOISE, record, show
+from harness import NOISE, options, record, show
 from numpy.typing import NDArray
 
 from pytorchdia import DeltaKernel, GaussianProcessPrior, subtract
@@ -21,11 +20,9 @@ from pytorchdia.simulate import odd_kernels, simulate_with_kernel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=24)
+    parser = options(__doc__, seeds=24)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="values of P")
     parser.add_argument("--size", type=int, default=19, help="side of the fitted box")
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     rows = []
     for scale in arguments.scales:
