@@ -39,7 +39,10 @@ def main() -> None:
     rows = []
     for path in arguments.targets:
         target = as_frame(path, saturation=arguments.saturation)
-        rows.append({"target": Path(path).name} | measure(target, reference, arguments.kernel))
+        names = {"target": Path(path).name, "reference": Path(arguments.reference).name}
+        rows.append(
+            names | {"kernel": arguments.kernel} | measure(target, reference, arguments.kernel)
+        )
         show(rows[-1])
     record("held-out", rows, arguments.output)
 

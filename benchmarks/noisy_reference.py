@@ -117,7 +117,7 @@ def odd_summary(pairs: Sequence[SimulatedPair], kernel: NDArray[np.float64]) -> 
             numbers = {
                 "mse": float(((r.model - pair.target_noiseless)[~r.mask] ** 2).mean()),
                 "kernel_error": float(np.sqrt((away**2).sum())),
-                "pixel_pull": rms((away / errors)[core]),
+                "pixel_pull": rms(away[core] / errors[core]),
                 "pull": (r.scale - kernel.sum()) / r.scale_error,
                 "P_error": r.scale_error,
             }
