@@ -41,7 +41,7 @@ def main() -> None:
             else:
                 rows.append(measure(name, kernel, arguments.size, arguments.seeds))
             show(rows[-1])
-    record("priors-oracle" if arguments.oracle else "priors", rows, arguments.output)
+            record("priors-oracle" if arguments.oracle else "priors", rows, arguments.output)
 
 
 def pairs_with(kernel: NDArray[np.float64], seeds: int) -> Iterator[SimulatedPair]:
