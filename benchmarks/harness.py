@@ -1,4 +1,4 @@
-"""What the benchmarks share: the pairs, the baseline, the rivals' process, the clock, the record.
+"""What the benchmarks share: pairs, a baseline, the rivals' process, clock, options and record.
 
 Contenders take turns, round by round, so that a machine whose speed drifts treats them alike.
 Medians are quoted, with the extremes; the first round warms up and is not counted.
@@ -6,6 +6,7 @@ Medians are quoted, with the extremes; the first round warms up and is not count
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -25,8 +26,8 @@ from pytorchdia.experiments.clock import clocked, take_turns
 from pytorchdia.simulate import READ_NOISE, simulate_pair
 
 __all__ = [
-    "Images", "Rivals", "clocked", "least_squares_by_blas", "machine", "make_pair", "ours",
-    "record", "show", "statistics_of", "take_turns",
+    "Images", "Rivals", "clocked", "least_squares_by_blas", "machine", "make_pair", "options",
+    "ours", "record", "show", "statistics_of", "take_turns",
 ]  # fmt: skip
 
 HERE = Path(__file__).parent
@@ -43,6 +44,15 @@ class Images:
 
     reference: np.ndarray
     target: np.ndarray
+
+
+def options(doc: str, **defaults: int | str) -> argparse.ArgumentParser:
+    """What all scripts take: ``--output``, and an option with its default for each keyword."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--output", help="JSON file for the results")
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser
 
 
 def make_pair(n: int, seed: int = 3, dtype: Any = np.float64) -> Images:

@@ -8,13 +8,12 @@ the right third (values beyond 5 sigma clipped to 5) tells which kernel is close
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import record, show
+from harness import options, record, show
 
 from pytorchdia import (
     DeltaKernel,
@@ -30,19 +29,20 @@ SIDE, SEEN = 142, 98  # pixels of a stamp, and columns of it that the fit sees
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, kernel=25)
     parser.add_argument("reference")
     parser.add_argument("targets", nargs="+")
-    parser.add_argument("--kernel", type=int, default=25)
     parser.add_argument("--saturation", type=float, default=45000.0)
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", PyTorchDIAWarning)
     reference = as_frame(arguments.reference, saturation=arguments.saturation)
     rows = []
     for path in arguments.targets:
         target = as_frame(path, saturation=arguments.saturation)
-        rows.append({"target": Path(path).name} | measure(target, reference, arguments.kernel))
+        names = {"target": Path(path).name, "reference": Path(arguments.reference).name}
+        rows.append(
+            names | {"kernel": arguments.kernel} | measure(target, reference, arguments.kernel)
+        )
         show(rows[-1])
     record("held-out", rows, arguments.output)
 

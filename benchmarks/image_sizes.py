@@ -21,6 +21,7 @@ from harness import (
     clocked,
     least_squares_by_blas,
     make_pair,
+    options,
     ours,
     record,
     show,
@@ -34,16 +35,11 @@ LARGEST = {BASELINE: 1000, "sfft": 4000, "ois": 512}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, kernel=19, seed=3, repeat=5, device="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[142, 512, 1000, 2000, 4000])
-    parser.add_argument("--kernel", type=int, default=19)
-    parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--rivals", type=Path, help="the interpreter of the rivals' environment")
     parser.add_argument("--only", nargs="+", default=["sfft"], help="rivals to run")
     parser.add_argument("--no-baseline", action="store_true", help="leave out B08 by BLAS")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for n in arguments.sizes:

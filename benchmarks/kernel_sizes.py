@@ -8,19 +8,12 @@ at most 4 times.
 
 from __future__ import annotations
 
-import argparse
-
-from harness import clocked, make_pair, ours, record, show, statistics_of, take_turns
+from harness import clocked, make_pair, options, ours, record, show, statistics_of, take_turns
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=int, default=1000)
+    parser = options(__doc__, image=1000, seed=3, repeat=5, device="cpu")
     parser.add_argument("--kernels", type=int, nargs="+", default=[7, 13, 19, 25, 35, 47])
-    parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     images = make_pair(arguments.image, arguments.seed)
     times = take_turns(

@@ -18,15 +18,14 @@ import sys
 import time
 
 import numpy as np
-from harness import make_pair, ours, record, show
+from harness import make_pair, options, ours, record, show
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 4000])
     parser.add_argument("--kernels", type=int, nargs="+", default=[19])
     parser.add_argument("--max-memory", help="limit handed to subtract, such as 2GB")
-    parser.add_argument("--output", help="JSON file for the results")
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

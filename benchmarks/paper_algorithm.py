@@ -5,24 +5,16 @@ python benchmarks/paper_algorithm.py --image 142
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from harness import clocked, make_pair, ours, record, show, statistics_of, take_turns
+from harness import clocked, make_pair, options, ours, record, show, statistics_of, take_turns
 
 from pytorchdia import AdamLBFGS, Newton
 from pytorchdia.solvers import ConvolutionLayer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=int, default=142)
-    parser.add_argument("--kernel", type=int, default=19)
-    parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
+    parser = options(__doc__, image=142, kernel=19, seed=3, repeat=3, device="cpu")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     images = make_pair(arguments.image, arguments.seed)
     solvers = {

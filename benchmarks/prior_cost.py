@@ -7,20 +7,16 @@ The claim: at most 0.1 s on a 142 x 142 pair and a fifth of the time on a 1000 x
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
-from harness import clocked, make_pair, ours, record, show, statistics_of, take_turns
+from harness import clocked, make_pair, options, ours, record, show, statistics_of, take_turns
 
 from pytorchdia import GaussianProcessPrior
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, kernel=19, repeat=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[142, 512, 1000])
-    parser.add_argument("--kernel", type=int, default=19)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     rows = []
     for n in arguments.sizes:

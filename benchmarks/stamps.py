@@ -8,20 +8,23 @@ each pair with its own reference.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
-from harness import Images, clocked, make_pair, ours, record, show, statistics_of, take_turns
+from harness import (
+    Images,
+    clocked,
+    make_pair,
+    options,
+    ours,
+    record,
+    show,
+    statistics_of,
+    take_turns,
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=int, default=142)
-    parser.add_argument("--kernel", type=int, default=19)
+    parser = options(__doc__, image=142, kernel=19, repeat=3, device="cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     rows = []
     for count in arguments.batches:

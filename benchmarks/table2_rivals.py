@@ -16,7 +16,6 @@ experiment, and rows are kept in FOLDER/rivals, so that a run that was interrupt
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Rivals, record, show
+from harness import Rivals, options, record, show
 from numpy.typing import NDArray
 
 from pytorchdia import Status
@@ -53,12 +52,10 @@ class Found:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, pairs=200)
     parser.add_argument("folder", type=Path, help="of pytorchdia experiment table2")
-    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--python", nargs="*", default=[], help="interpreters with rivals")
     parser.add_argument("--rivals", nargs="+", default=NAMES)
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     blocks = range(math.ceil(arguments.pairs / BLOCK))
     run_table2(arguments.folder, BLOCK * len(blocks), workers=1)

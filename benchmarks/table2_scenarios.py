@@ -13,13 +13,12 @@ the median and the robust scale (1.4826 MAD) of the pulls of P, and the shares w
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import record
+from harness import options, record
 from numpy.typing import NDArray
 
 from pytorchdia.experiments.cells import CELLS, SNR_REGIMES
@@ -33,9 +32,8 @@ NUMBERS = ("seed", "snr", "phi_r", "phi_k", "P", "mse", "mfv", "flux", "P_true",
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     rows = []
     for folder in sorted({p.parents[1] for p in arguments.folder.glob("*/blocks/*.csv")}):

@@ -7,21 +7,17 @@ The claim: what a second core brings, and from which size of frame on.
 
 from __future__ import annotations
 
-import argparse
 import os
 
 import torch
-from harness import clocked, make_pair, ours, record, show, statistics_of, take_turns
+from harness import clocked, make_pair, options, ours, record, show, statistics_of, take_turns
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__, kernel=19, repeat=5)
     default = sorted({1, os.cpu_count() or 1})
     parser.add_argument("--threads", type=int, nargs="+", default=default)
     parser.add_argument("--sizes", type=int, nargs="+", default=[142, 512, 1000, 2000])
-    parser.add_argument("--kernel", type=int, default=19)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     rows = []
     for n in arguments.sizes:
