@@ -108,6 +108,8 @@ def _without_changed(
     target: Frame, first: FrameDifference, run: Path
 ) -> tuple[Frame, tuple[Finding, ...]]:
     """The target with the pixels flagged in which a first difference shows a change."""
+    if min(fit.scale for fit in first.fits) <= 0:
+        return target, ()  # no stars that it could be judged by
     difference, variance, _ = on_reference_scale(first, run)
     psf = epoch_psf(first, run)
     _, light = reference_and_light(run)
