@@ -227,6 +227,20 @@ def test_a_changed_setting_repeats_only_what_uses_it(
     assert to_do(reduce(config)) == {**dict.fromkeys(STEPS, 0), "report": 1, **steps}
 
 
+def test_without_candidates_nothing_is_followed_and_the_report_says_so(
+    season: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise InputError("No variables today.")
+
+    monkeypatch.setattr("pytorchdia.run.pipeline.find_variables", fails)
+    (season / "run" / "candidates.parquet").unlink()
+    work = to_do(reduce(season / "config.toml"))
+    assert work == {**dict.fromkeys(STEPS, 0), "variables": 1, "report": 1}
+    assert not list((season / "run" / "followed").glob("*.parquet"))
+    assert "No variable or new source was found" in (season / "run" / "report.html").read_text()
+
+
 def test_a_frame_that_is_added_and_taken_away_again(season: Path) -> None:
     before = products(season / "run")
     write_frame(season, Epoch("frame900", 59010.0, (1.0, 2.0), 1.8, 1.0, 0.0))

@@ -264,9 +264,6 @@ class _Season:
         arguments = (epochs, self.settings, self.run)
         unit = Unit("variables", "candidates", digest, find_variables, arguments)
         found = self._advance("variables", [unit])
-        if not found:
-            return
-        where = found["candidates"].values["followed"]
         self._advance("follow", [
             Unit(
                 "follow", name,
@@ -274,13 +271,13 @@ class _Season:
                     "difference": subtracted[name].content,
                     "reference": reference,
                     "quality": self._states["measure"][name].content,
-                    "candidates": where,
+                    "candidates": found["candidates"].values["followed"],
                     "settings": self._of("photometry"),
                 }),
                 follow_candidates,
                 (name, self._states["measure"][name].values, self.settings, self.run),
             )
-            for name in measured
+            for name in (measured if found else ())
         ])  # fmt: skip
 
     def _report(self) -> None:
