@@ -255,17 +255,18 @@ class _Pool:
                 members = around[(apart <= radius) | weak]
                 free[members] = False
                 groups.append(members)
-        return self._joined(groups, radius)
+        return self._joined(groups, where, radius)
 
-    def _joined(self, groups: list[NDArray[np.int64]], radius: float) -> list[NDArray[np.int64]]:
+    def _joined(
+        self, groups: list[NDArray[np.int64]], where: FloatArray, radius: float
+    ) -> list[NDArray[np.int64]]:
         """The groups, those in one whose mean places lie within the radius of a stronger one's."""
         joined: list[NDArray[np.int64]] = []
         places = np.empty((0, 2))
         for members in groups:
             clean = members[self.flags[members] == 0]
             told = clean if len(clean) else members
-            weights = self.strength[told] ** 2
-            place = np.average(np.column_stack([self.x, self.y])[told], axis=0, weights=weights)
+            place = np.average(where[told], axis=0, weights=self.strength[told] ** 2)
             near = np.flatnonzero(np.hypot(*(places - place).T) <= radius)
             if len(near):
                 joined[near[0]] = np.append(joined[near[0]], members)

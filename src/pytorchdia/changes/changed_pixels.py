@@ -17,6 +17,7 @@ from .detections import (
     filter_difference,
     find_in_difference,
     systematic_share,
+    with_systematic,
 )
 
 __all__ = ["changed_sources", "footprints"]
@@ -52,7 +53,7 @@ def changed_sources(
     x, y = find_peaks(light / noise.error, _A_STAR, max(1.0, 0.5 * psf.fwhm))
     star = np.rint(y).astype(int), np.rint(x).astype(int)
     share = systematic_share(noise.flux[star], noise.error[star], light[star])
-    filtered = filter_difference(difference, variance, flags, psf, light=light, share=share)
+    filtered = with_systematic(noise, psf, light, share)
     found = find_in_difference(difference, variance, flags, psf, filtered, threshold=_THRESHOLD)
     return found.chosen((found.flags & ~int(DetectionFlag.NEAR_BAD_PIXELS)) == 0)
 

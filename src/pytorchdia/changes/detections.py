@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from ..flags import DescribedFlag
 from ..frame import Flag, Frame
 from ..stars.catalogue import variance_of
-from ..stars.matched_filter import Filtered, find_peaks, matched_filter, smooth_sky
+from ..stars.matched_filter import Filtered, disc, find_peaks, matched_filter, smooth_sky
 from ..stars.psf import PSF
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "find_in_difference",
     "reference_light",
     "systematic_share",
+    "with_systematic",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -146,11 +147,22 @@ def filter_difference(
     if known.any():
         z = flux[known] / error[known]
         error = error * max(1.0, float(1.4826 * np.median(np.abs(z - np.median(z)))))
-    if light is None:
-        return Filtered(flux, error)
-    # What is left of a star reaches beyond it: the brightest within one FWHM counts.
-    reach = maximum_filter(np.maximum(light, 0.0), footprint=_disc(psf.fwhm), mode="nearest")
-    return Filtered(flux, error, share * reach)
+    plain = Filtered(flux, error)
+    return plain if light is None else with_systematic(plain, psf, light, share)
+
+
+def with_systematic(filtered: Filtered, psf: PSF, light: FloatArray, share: float) -> Filtered:
+    """With a systematic error: a share of the brightest light of the reference within one FWHM.
+
+    What is left of a star reaches beyond it.
+
+    Parameters
+    ----------
+    filtered, psf, light, share
+        As :func:`filter_difference` gives and takes them.
+    """
+    brightest = maximum_filter(np.maximum(light, 0.0), footprint=disc(psf.fwhm), mode="nearest")
+    return replace(filtered, systematic=share * brightest)
 
 
 def find_in_difference(
@@ -299,12 +311,6 @@ def _is_dipole(
 
     moved = misfit(column(x + d, y) - column(x - d, y), column(x, y + d) - column(x, y - d))
     return moved < misfit(column(*one), column(*other))
-
-
-def _disc(radius: float) -> NDArray[np.bool_]:
-    reach = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
-    inside: NDArray[np.bool_] = np.hypot(reach[:, None], reach) <= radius
-    return inside
 
 
 def _central(psf: PSF, shape: tuple[int, int]) -> FloatArray:

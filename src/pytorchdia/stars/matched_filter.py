@@ -11,7 +11,7 @@ from scipy.signal import oaconvolve
 
 from ..measure import background_mesh
 
-__all__ = ["Filtered", "find_peaks", "matched_filter", "smooth_sky"]
+__all__ = ["Filtered", "disc", "find_peaks", "matched_filter", "smooth_sky"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -87,6 +87,13 @@ def matched_filter(
     )
 
 
+def disc(radius: float) -> BoolArray:
+    """True within a radius [pixels] of the middle: a footprint for filters."""
+    reach = np.arange(-int(radius), int(radius) + 1)
+    inside: BoolArray = np.hypot(reach[:, None], reach) <= radius
+    return inside
+
+
 def find_peaks(
     significance: NDArray[np.floating], threshold: float, radius: float
 ) -> tuple[FloatArray, FloatArray]:
@@ -101,9 +108,7 @@ def find_peaks(
     radius : float
         No two maxima lie closer than this [pixels].
     """
-    reach = np.arange(-int(radius), int(radius) + 1)
-    disc = np.hypot(*np.meshgrid(reach, reach)) <= max(radius, 1.0)
-    highest = maximum_filter(significance, footprint=disc, mode="constant", cval=-np.inf)
+    highest = maximum_filter(significance, footprint=disc(radius), mode="constant", cval=-np.inf)
     y, x = np.nonzero((significance >= threshold) & (significance == highest))
     h, w = significance.shape
     inside = (y > 0) & (y < h - 1) & (x > 0) & (x < w - 1)
