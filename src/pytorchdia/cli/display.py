@@ -50,13 +50,18 @@ def show_error(message: str) -> None:
     stderr.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True, highlight=False)
 
 
+def _progress(text: str) -> Progress:
+    """Bars on standard error, with what is done and the time left."""
+    return Progress(
+        TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), console=stderr,
+    )  # fmt: skip
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error with the time left; call it with what is done and the total."""
-    with Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=stderr,
-    ) as progress:  # fmt: skip
+    with _progress(what) as progress:
         task = progress.add_task(what, total=None)
 
         def report(done: int, total: int) -> None:
@@ -71,10 +76,7 @@ def step_bars(silent: bool = False) -> Iterator[Callable[[str, int, int], None] 
     if silent:
         yield None
         return
-    with Progress(
-        TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=stderr,
-    ) as progress:  # fmt: skip
+    with _progress("{task.description:>12}") as progress:
         tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: int, total: int) -> None:

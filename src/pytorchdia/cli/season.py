@@ -153,22 +153,24 @@ def lightcurve(
 def _chosen(
     curves: LightCurves, star: int | None, x: float | None, y: float | None, candidate: int | None
 ) -> LightCurve:
-    if candidate is not None and star is None and x is None and y is None:
+    ways = (star is not None, x is not None and y is not None, candidate is not None)
+    if sum(ways) != 1 or (x is None) != (y is None):
+        raise InputError(
+            "Give the number of a star, or --x and --y of a place on the reference, or --candidate."
+        )
+    if candidate is not None:
         try:
             return curves.candidate(candidate)
         except KeyError as error:
             raise InputError(str(error.args[0])) from error
-    if candidate is None and star is not None and x is None and y is None:
-        if star not in curves:
-            raise InputError(
-                f"{curves.run} has no star {star}; it has {len(curves)} stars (stars.parquet)."
-            )
-        return curves[star]
-    if candidate is None and star is None and x is not None and y is not None:
+    if x is not None and y is not None:
         return curves.at(x, y)
-    raise InputError(
-        "Give the number of a star, or --x and --y of a place on the reference, or --candidate."
-    )
+    assert star is not None
+    if star not in curves:
+        raise InputError(
+            f"{curves.run} has no star {star}; it has {len(curves)} stars (stars.parquet)."
+        )
+    return curves[star]
 
 
 def _show_plan(summary: RunSummary) -> None:

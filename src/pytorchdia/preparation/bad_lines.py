@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from astropy.stats import mad_std
 from numpy.typing import NDArray
 
 from ..errors import Finding
@@ -68,7 +69,10 @@ def _mark_columns(image: FloatArray, bad: BoolArray) -> None:
     if w < 8 * len(_NEIGHBOURS):
         return
     across = image - _mean_of_neighbours(image)
-    noise = _spread(across[np.isfinite(across)][::7]) / np.sqrt(1.0 + 1.0 / len(_NEIGHBOURS))
+    some = across[np.isfinite(across)][::7]
+    if not len(some):
+        return
+    noise = float(mad_std(some)) / np.sqrt(1.0 + 1.0 / len(_NEIGHBOURS))
     for parts in (1, _PARTS):
         edges = np.linspace(0, h, parts + 1).round().astype(int)
         if edges[1] < _SHORTEST and parts > 1:
@@ -82,12 +86,15 @@ def _mark_columns(image: FloatArray, bad: BoolArray) -> None:
 def _outlying(across: FloatArray, noise: float) -> BoolArray:
     """Columns whose median is not that of the others, (w,)."""
     share = np.isfinite(across).mean(axis=0)
-    known, whole = share > 0.5, share == 1.0
+    known: BoolArray = share > 0.5
+    whole = share == 1.0
     level = np.full(across.shape[1], np.nan)
     level[whole] = np.median(across[:, whole], axis=0)  # ten times as fast
     level[known & ~whole] = np.nanmedian(across[:, known & ~whole], axis=0)
-    level -= np.median(level[known]) if known.any() else 0.0
-    limit = max(_THRESHOLD * _spread(level[known]), _LEAST * noise)
+    if not known.any():
+        return known
+    level -= np.median(level[known])
+    limit = max(_THRESHOLD * float(mad_std(level[known])), _LEAST * noise)
     outlying: BoolArray = known & (np.abs(np.nan_to_num(level)) > limit)
     # The neighbours of a bad column seem to differ from it; only the strongest nearby counts.
     strength = np.where(outlying, np.abs(np.nan_to_num(level)), 0.0)
@@ -112,9 +119,3 @@ def _shifted(image: FloatArray, by: int, fill: float = 0.0) -> FloatArray:
     else:
         moved[:, -by:] = image[:, :by]
     return moved
-
-
-def _spread(values: FloatArray) -> float:
-    if not len(values):
-        return 0.0
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))

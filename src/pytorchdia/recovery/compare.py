@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.stats import mad_std
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -263,7 +264,7 @@ def number_of(name: str) -> int:
 
 
 def _spread(values: FloatArray) -> float:
-    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if len(values) else np.nan
+    return float(mad_std(values)) if len(values) else np.nan
 
 
 def _pull_rows(joined: _Joined) -> list[PullRow]:
