@@ -20,7 +20,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from pytorchdia import DeltaKernel, GaussianProcessPrior
-from pytorchdia.prior import _Evidence, _root, _vector_of
+from pytorchdia.prior import _Evidence, _vector_of
+from pytorchdia.shapelets import Shapelets
 from pytorchdia.simulate import SimulatedPair
 
 FloatArray = NDArray[np.float64]
@@ -97,6 +98,19 @@ class Parabolas:
         return root(torch.from_numpy(found.x))
 
 
+class _Root(torch.autograd.Function):
+    """F of shapelets as a function of their hyperparameters that torch can differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.shapelets = Shapelets(x.detach().numpy().copy(), shape)
+        return ctx.shapelets.root
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return torch.from_numpy(ctx.shapelets.gradient(slope)), None
+
+
 def oracle(pair: SimulatedPair, truth: FloatArray) -> dict[str, float]:
     """Errors over the floor of one pair, under priors that know more and more.
 
@@ -117,8 +131,8 @@ def oracle(pair: SimulatedPair, truth: FloatArray) -> dict[str, float]:
     start = np.array([math.log(truth.max()), math.log(2.0)])
     floor = float((pair.reference_sigma**2).mean() * (truth**2).sum())
     roots = {
-        "evidence": _root(torch.from_numpy(x), box),
-        "best": parabolas.best(lambda x: _root(x, box), x, bounds),
+        "evidence": Shapelets(x, box.shape).root,
+        "best": parabolas.best(lambda x: _Root.apply(x, box.shape), x, bounds),
         "envelope": parabolas.best(stationary, start, [(-15.0, 3.0), LENGTHS]),
         "known": torch.from_numpy(truth.reshape(-1, 1)) / truth.max(),
     }

@@ -23,11 +23,13 @@ from pytorchdia import (
     subtract,
 )
 from pytorchdia import prior as prior_module
+from pytorchdia import shapelets as shapelets_module
 from pytorchdia.image_model import ImageModel
 from pytorchdia.kernel import BasisKernel
 from pytorchdia.objective import Objective
-from pytorchdia.prior import Component, Posterior, _Evidence, _root
+from pytorchdia.prior import Component, Posterior, _Evidence
 from pytorchdia.regularise import _Quadratic, in_pixels, regularise
+from pytorchdia.shapelets import Shapelets
 from pytorchdia.simulate import simulate_pair
 
 NOISE = CCDNoise(5.0)
@@ -65,18 +67,18 @@ def example(seed=5, shape=(70, 62), size=9, dtype=torch.float64, noise=NOISE):
 
 @pytest.mark.parametrize("extra", [[], [math.log(0.02), math.log(1.5), math.log(3.0)]])
 def test_shapelets_are_the_covariance(extra, monkeypatch):
-    monkeypatch.setattr(prior_module, "_TAIL", 1e-9)
-    monkeypatch.setattr(prior_module, "_MAX_ORDER", 40)
+    monkeypatch.setattr(shapelets_module, "_TAIL", 1e-9)
+    monkeypatch.setattr(shapelets_module, "_MAX_ORDER", 40)
     x = np.append(POINT, extra)
     kernel = DeltaKernel((9, 13))
-    root = _root(torch.from_numpy(x), kernel)
+    root = Shapelets(x, kernel.shape).root
     dense = dense_covariance(x, (9, 13))
     torch.testing.assert_close(root @ root.T, dense, rtol=0, atol=1e-8 * float(dense.max()))
 
 
 def test_orders_left_out_by_default_hold_little_of_the_variance():
     kernel = DeltaKernel(15)
-    root = _root(torch.from_numpy(POINT), kernel)
+    root = Shapelets(POINT, kernel.shape).root
     dense = dense_covariance(POINT, kernel.shape)
     assert float((root @ root.T - dense).abs().max()) < 1e-3 * float(dense.max())
 
@@ -96,13 +98,29 @@ def test_the_evidence_is_the_marginal_likelihood():
     evidence = evidence_of_example()
     values = []
     for x in (POINT, POINT + 0.1):
-        root = _root(torch.from_numpy(x), evidence.kernel)
+        root = Shapelets(x, evidence.kernel.shape).root
         covariance = root @ root.T + torch.linalg.inv(evidence.information)
         fitted = torch.linalg.solve(evidence.information, evidence.projected)
         normal = torch.distributions.MultivariateNormal(torch.zeros_like(fitted), covariance)
         values.append(float(normal.log_prob(fitted)))
     difference = evidence.value(POINT + 0.1) - evidence.value(POINT)
     assert difference == pytest.approx(values[1] - values[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [0.5, 1.0, 3.0, 50.0])
+@pytest.mark.parametrize("ellipse", [(0.0, 0.0), (0.4, -0.7)])
+def test_derivatives_of_shapelets_are_those_of_differences(length, ellipse):
+    shape = (9, 13)
+    x = np.append(POINT, [math.log(0.02), math.log(length), math.log(3.0)])
+    x[2:4] = ellipse
+    slope = torch.from_numpy(np.random.default_rng(1).normal(size=Shapelets(x, shape).root.shape))
+
+    def value(step):
+        return float((slope * Shapelets(x + step, shape).root).sum())
+
+    numerical = [(value(d) - value(-d)) / 2e-6 for d in 1e-6 * np.eye(len(x))]
+    found = Shapelets(x, shape).gradient(slope)
+    np.testing.assert_allclose(found, numerical, rtol=1e-6, atol=1e-7 * abs(found).max())
 
 
 def test_derivatives_of_the_evidence_are_those_of_differences():

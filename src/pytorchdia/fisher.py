@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _LEAST_PIVOT = 1e-4  # of an information matrix whose float32 products are good enough
-_CG_TOL = 3e-4  # residual of the systems for single errors; it enters an error squared
+_CG_TOL = 1e-3  # residual of the systems for single errors; it enters an error squared
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from .arrays import Kernel
@@ -20,7 +21,7 @@ from .regularise import (
     uncertainty_in_pixels,
 )
 from .solvers import Solution, Solver
-from .solvers.base import OnStep, kernel_start
+from .solvers.base import OnStep, start_with
 
 __all__ = ["Fits"]
 
@@ -47,9 +48,10 @@ class Fits:
         require_variance(objective)
         theta0 = None
         if start is not None:
-            theta0 = kernel_start(objective, start)
+            theta0 = start_with(objective, start)
             theta0 = theta0 if theta0.ndim > 1 else theta0[None]
-        solutions = solver.solve_all(objective, theta0, on_step)
+        first = solver.on_the_way() if isinstance(penalty, KernelPrior) else solver
+        solutions = first.solve_all(objective, theta0, on_step)
         if any(s.status is not Status.CONVERGED for s in solutions):
             require_variance_at_start(objective)
         prior = None
@@ -63,9 +65,12 @@ class Fits:
             return self.plain, self.solutions
         return self.prior.objective, self.prior.solutions
 
-    def errors(self, covariance: bool) -> list[Uncertainty]:
+    def errors(self, covariance: bool | None) -> list[Uncertainty]:
         """Error bars of each pair; those of a stack side by side where that can be done."""
         objective, solutions = self._final
+        if covariance is None:
+            unknown = (math.inf,) * objective.model.background.n_params
+            return [Uncertainty(math.inf, unknown, None, ())] * len(solutions)
         quick: list[Uncertainty | None] = [None] * len(solutions)
         alone = objective.target.ndim == 2
         if not (alone or covariance) and not any(s.clipped is not None for s in solutions):

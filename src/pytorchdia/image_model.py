@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -320,7 +321,7 @@ class ImageModel:
             table = table + moments.sum(dim=-3, dtype=torch.float64)
         assert total is not None
         assert isinstance(table, Tensor)
-        m, n = (torch.tensor(e) for e in zip(*self.background.exponents, strict=True))
+        m, n = self._exponents
         kernel = squares.lags(total).flatten(-2).to(torch.float64)
         return torch.cat([kernel, table[..., n, m]], dim=-1)
 
@@ -392,13 +393,30 @@ class ImageModel:
             return coefficients[..., :, None, None]
         d = self.background.degree
         table = coefficients.new_zeros(*coefficients.shape[:-1], d + 1, d + 1)
-        m, n = (torch.tensor(e) for e in zip(*self.background.exponents, strict=True))
+        m, n = self._exponents
         table[..., n, m] = coefficients
         rows, columns = self.powers(tiles, coefficients.dtype)
         return rows @ table.unsqueeze(-3) @ columns.mT
 
+    @cached_property
+    def _exponents(self) -> tuple[Tensor, Tensor]:
+        """Powers m and n of each background coefficient."""
+        m, n = torch.tensor(self.background.exponents, device=self.device).T
+        return m, n
+
+    @cached_property
+    def _powers(self) -> dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]:
+        """Those of :meth:`powers` that have been asked for, by the first tile."""
+        return {}
+
     def powers(self, tiles: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """xi^n (tile, row, d + 1) and eta^m (tile, column, d + 1) at the pixels of some tiles."""
+        key = tiles.start, dtype
+        if key not in self._powers:
+            self._powers[key] = self._powers_at(tiles, dtype)
+        return self._powers[key]
+
+    def _powers_at(self, tiles: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         device = self.device
         xi, eta = self.background.axes(self.shape, dtype, device)
         cut = self.correlator.tiling.cut
@@ -426,7 +444,7 @@ class Projection:
             rows, columns = model.powers(tiles, values.dtype)
             values = model.correlator.core(values)
             table = (rows.mT @ values @ columns).sum(dim=-3).to(torch.float64)
-            m, n = (torch.tensor(e) for e in zip(*model.background.exponents, strict=True))
+            m, n = model._exponents
             moments = table[..., n, m]
         self._background = self._background + moments
 
@@ -457,5 +475,5 @@ def _lag_index(shape: tuple[int, int]) -> Tensor:
 
 
 def _broadcast(*shapes: torch.Size) -> torch.Size:
-    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-    return shape
+    # torch.broadcast_shapes imports sympy, which takes a second.
+    return torch.Size(np.broadcast_shapes(*shapes))

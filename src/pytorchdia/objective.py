@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,8 +143,8 @@ class Objective:
         projection, core = Projection(self.model), self.model.correlator.core
         h: Tiled | None = None
         if curvature:
-            lead = torch.broadcast_shapes(self.target.shape[:-2], theta.shape[:-1])  # type: ignore[no-untyped-call]
-            h = self.model.empty_tiled(lead, self.dtype)
+            lead = np.broadcast_shapes(self.target.shape[:-2], theta.shape[:-1])
+            h = self.model.empty_tiled(torch.Size(lead), self.dtype)
         with torch.no_grad():
             for i, (tiles, model) in enumerate(self.model.models(theta.to(dtype))):
                 terms = self._pixel_terms(core(model), i, curvature)

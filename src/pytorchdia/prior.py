@@ -33,13 +33,12 @@ from torch import Tensor
 from .arrays import Basis, Matrix, Params
 from .errors import InputError
 from .kernel import KernelModel
+from .shapelets import Shapelets
 
 __all__ = ["Component", "GaussianProcessPrior", "KernelPrior", "Posterior"]
 
 FloatArray = NDArray[np.float64]
 
-_TAIL = 1e-4  # share of a component's variance in the orders that are left out
-_MAX_ORDER = 14
 _LENGTHS = (0.4, 1e4)  # bounds of l [pixels]
 _LEAST_WIDTH = 0.3  # and of s
 _MOST_ELLIPTICAL = 2.5
@@ -161,8 +160,7 @@ class GaussianProcessPrior(KernelPrior):
         return bool(self.components)
 
     def root(self, kernel: KernelModel) -> Basis:
-        with torch.no_grad():
-            root = _root(torch.from_numpy(_vector_of(self)), kernel)
+        root = Shapelets(_vector_of(self), kernel.shape).root
         if root.shape[1] <= root.shape[0]:
             return root
         square: Basis = torch.linalg.qr(root.T, mode="r").R.T
@@ -214,52 +212,6 @@ def _vector_of(prior: GaussianProcessPrior) -> FloatArray:
     """(x0, y0, plus, cross), then ln a, ln l and ln s of each component."""
     logs = [math.log(v) for c in prior.components for v in (c.amplitude, c.length, c.width)]
     return np.array([*prior.centre, *prior.ellipse, *logs])
-
-
-def _root(x: Tensor, kernel: KernelModel) -> Basis:
-    """F of the hyperparameters of :func:`_vector_of`, differentiable."""
-    ky, kx = kernel.shape
-    y = torch.arange(ky, dtype=torch.float64) - ky // 2
-    column = torch.arange(kx, dtype=torch.float64) - kx // 2
-    dx, dy = (column - x[0]).expand(ky, kx), (y - x[1])[:, None].expand(ky, kx)
-    # The root of the metric: exp of half the traceless matrix.
-    half = 0.5 * torch.sqrt(x[2] ** 2 + x[3] ** 2 + 1e-24)
-    even, odd = torch.cosh(half), 0.5 * torch.sinh(half) / half
-    along = (even + odd * x[2]) * dx + odd * x[3] * dy
-    across = odd * x[3] * dx + (even - odd * x[2]) * dy
-    points = torch.stack([along.reshape(-1), across.reshape(-1)])
-    parts = [_component_root(logs, points) for logs in x[4:].reshape(-1, 3)]
-    return torch.cat(parts, dim=1)
-
-
-def _component_root(logs: Tensor, points: Tensor) -> Basis:
-    """F of one component at points (2, n) of the plane in which its envelope is round.
-
-    In one dimension, with g = sqrt(1 + 2 s^2 / l^2), rho = (g - 1) / (g + 1) and z = x sqrt(g) / s,
-    C = sum_n t_n(x) t_n(x') where t_n^2 = sqrt(pi (1 - rho^2)) rho^n psi_n(z)^2 and psi_n is the
-    n-th normalised Hermite function (Mehler's formula).
-    """
-    amplitude, length, width = logs.exp()
-    ratio = 2.0 * (width / length) ** 2
-    g = torch.sqrt(1.0 + ratio)
-    rho = ratio / (g + 1.0) ** 2
-    z = points * torch.sqrt(g) / width
-    step = torch.sqrt(rho)
-    depth = (math.log(_TAIL) / torch.log(rho)).clamp(max=float(_MAX_ORDER))
-    order = math.ceil(float(depth.detach()))
-    over = depth - (order - 1)  # the last order comes in gradually, or the evidence would jump
-    last = over**2 * (3.0 - 2.0 * over)
-    waves = [(1.0 - rho**2) ** 0.25 * torch.exp(-0.5 * z**2)]
-    for n in range(1, order + 1):
-        wave = math.sqrt(2.0 / n) * step * z * waves[-1]
-        if n > 1:
-            wave = wave - math.sqrt((n - 1) / n) * rho * waves[-2]
-        waves.append(wave)
-    along, across = torch.stack(waves, dim=-1)
-    i, j = torch.tril_indices(order + 1, order + 1)
-    share = amplitude * torch.where(i == order, last, 1.0)
-    root: Basis = along.index_select(1, i - j) * (share * across.index_select(1, j))
-    return root
 
 
 class Posterior(NamedTuple):
@@ -350,19 +302,15 @@ class _Evidence:
 
     def with_gradient(self, x: FloatArray) -> tuple[float, FloatArray, Params]:
         """The evidence, its derivatives by the hyperparameters, and the most probable kernel."""
-        point = torch.from_numpy(x).requires_grad_(True)
-        root = _root(point, self.kernel)
-        with torch.no_grad():
-            posterior = Posterior.of(self.information, self.projected, root)
-            if posterior is None:
-                return -math.inf, np.zeros_like(x), torch.zeros_like(root[:, 0])
-            coefficients, product, factor, value = posterior
-            slope = torch.outer(self.projected - product @ coefficients, coefficients)
-            slope -= torch.cholesky_solve(product.T, factor).T
-            kernel = root @ coefficients
-        root.backward(slope)  # type: ignore[no-untyped-call]
-        assert point.grad is not None
-        return value, point.grad.numpy(), kernel
+        shapelets = Shapelets(x, self.kernel.shape)
+        root = shapelets.root
+        posterior = Posterior.of(self.information, self.projected, root)
+        if posterior is None:
+            return -math.inf, np.zeros_like(x), torch.zeros_like(root[:, 0])
+        coefficients, product, factor, value = posterior
+        slope = torch.outer(coefficients, self.projected - product @ coefficients)
+        slope -= torch.cholesky_solve(product.T, factor)
+        return value, shapelets.gradient(slope.T), root @ coefficients
 
     def maximise(self, start: FloatArray, free: slice) -> FloatArray:
         """The best hyperparameters, those that are not ``free`` left as they are.

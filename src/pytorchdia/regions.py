@@ -191,6 +191,7 @@ def subtract_by_regions(
     regions: int | None = None,
     noise: NoiseModel | None = None,
     start: FrameDifference | None = None,
+    covariance: bool | None = False,
     fit: Callable[..., Any] = subtract,
 ) -> FrameDifference:
     """Subtract ``reference`` from ``target`` with a kernel, a P and a background for each region.
@@ -208,6 +209,8 @@ def subtract_by_regions(
         As :func:`grid_of_regions`.
     start : FrameDifference, optional
         An earlier one of the same frames: the fits start from its kernels.
+    covariance : bool or None
+        As :func:`pytorchdia.subtract`.
     fit : callable
         :func:`pytorchdia.subtract`, or a partial of it with further arguments.
 
@@ -226,7 +229,7 @@ def subtract_by_regions(
                 warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings as well
                 fitted = fit(
                     part_of(target, region), part_of(reference, region), kernel=kernel,
-                    noise=_noise_of(noise, target.shape, region), covariance=False,
+                    noise=_noise_of(noise, target.shape, region), covariance=covariance,
                     start=starts.get(region.centre),
                 )  # fmt: skip
             assert isinstance(fitted, Subtraction)

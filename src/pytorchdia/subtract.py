@@ -61,7 +61,7 @@ def subtract(
     reference_noise: NoiseModel | None = None,
     reference_background: float | None = None,
     start: Any = None,
-    covariance: bool = True,
+    covariance: bool | None = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
     max_memory: str | float | None = None,
@@ -109,9 +109,10 @@ def subtract(
         similar pair saves steps. A fit without a prior ends in the same place to within the
         solver's goal; the hyperparameters of a prior come from a matrix made on the way there, and
         P may move by a part of its error. None leaves the start to the solver.
-    covariance : bool
+    covariance : bool or None
         False leaves out ``kernel_covariance``, ``covariance`` and their validity tests, which cost
-        more than the fit of a large frame. P and the background keep their errors.
+        more than the fit of a large frame. P and the background keep their errors. None, for a
+        quick look, leaves out these as well: they are infinite.
     device : str or torch.device
         "auto" takes a CUDA device if there is one.
     dtype : torch.dtype

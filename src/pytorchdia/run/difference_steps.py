@@ -60,7 +60,7 @@ def subtract_frame(
     target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
     kernel = _kernel(settings.subtract.kernel, fwhm, reference.shape)
     match = partial(_match, reference=reference, noise=noise, kernel=kernel, settings=settings)
-    look = match(target, prior=PriorName.NONE, solver=_A_LOOK)
+    look = match(target, prior=PriorName.NONE, solver=_A_LOOK, covariance=None)
     left, findings = _without_changed(target, look, run)
     result = match(left, prior=settings.subtract.prior, start=look)
     cards = {
@@ -88,7 +88,7 @@ def subtract_frame(
 def _match(
     target: Frame, *, reference: Frame, noise: NoiseModel | None, kernel: DeltaKernel,
     settings: Settings, prior: PriorName | None, solver: Solver = Newton(),
-    start: FrameDifference | None = None,
+    start: FrameDifference | None = None, covariance: bool | None = False,
 ) -> FrameDifference:  # fmt: skip
     chosen = settings.subtract
     fit = partial(
@@ -100,8 +100,9 @@ def _match(
         fit = partial(fit, penalty=make_penalty(prior, None))
     regions = None if chosen.regions == "auto" else chosen.regions
     return subtract_by_regions(
-        target, reference, kernel=kernel, noise=noise, regions=regions, start=start, fit=fit
-    )
+        target, reference, kernel=kernel, noise=noise, regions=regions, start=start,
+        covariance=covariance, fit=fit,
+    )  # fmt: skip
 
 
 def _without_changed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -24,6 +25,7 @@ __all__ = [
     "flat_start",
     "gaussian_start",
     "kernel_start",
+    "start_with",
 ]
 
 
@@ -103,6 +105,10 @@ class Solver(ABC):
         Never raises for a fit that goes wrong: the status says how it ended.
         """
 
+    def on_the_way(self) -> Solver:
+        """The solver of a fit that is followed by one under a prior; here this one itself."""
+        return self
+
     def solve_all(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> list[Solution]:
@@ -143,6 +149,20 @@ def kernel_start(objective: Objective, kernel: Kernel) -> Params:
     background = level.new_zeros(*level.shape, model.background.n_params)
     background[..., 0] = level.nan_to_num(nan=0.0)
     return torch.cat([coefficients.expand(*level.shape, -1), background], dim=-1)
+
+
+def start_with(objective: Objective, kernel: Kernel) -> Params:
+    """A given kernel K, and the background that suits it best by least squares, (..., p)."""
+    start = kernel_start(objective, kernel)
+    n_b = objective.model.background.n_params
+    weights, projected = objective.weighted_target()
+    start[..., -n_b:] = 0.0
+    unit = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)[-n_b:]
+    product = partial(objective.hessian_product, weights)
+    normal = torch.stack([product(row.expand_as(start))[..., -n_b:] for row in unit], dim=-1)
+    left = (projected - product(start))[..., -n_b:]
+    start[..., -n_b:] = torch.linalg.solve(normal, left)
+    return start
 
 
 def singular_finding(jitter: float) -> Finding:

@@ -51,7 +51,12 @@ Left = dict[int, tuple[Params | None, int]]
 
 
 def descend(
-    stack: Objective, tol: float, max_steps: int, start: Params | None, on_step: OnStep | None
+    stack: Objective,
+    tol: float,
+    max_steps: int,
+    start: Params | None,
+    on_step: OnStep | None,
+    polish: bool = True,
 ) -> tuple[dict[int, Solution], Left]:
     """Fit all pairs of a stack; in the objective's dtype first, then in float64.
 
@@ -64,11 +69,13 @@ def descend(
     start : Params, optional
         (pairs, p), float64; None starts from weighted least squares.
     on_step : callable, optional
+    polish : bool
+        Whether P must be exact as well.
 
     Returns
     -------
     solutions : dict
-        By the number of the pair: those that converged.
+        By the number of the pair: those that converged, or took all steps that they may.
     left : dict
         The others: where they stand (None: nowhere yet) and the steps taken.
     """
@@ -80,7 +87,7 @@ def descend(
             break
         index = torch.tensor(rows, device=stack.model.device)
         some = stack if len(rows) == len(stack.target) else stack[index]
-        descent = _Descent(some, rows, dtype, tol, max_steps, on_step)
+        descent = _Descent(some, rows, dtype, tol, max_steps, on_step, polish)
         descent.run(None if start is None else start[index])
         solutions |= descent.solutions
         left = {i: where for i, where in left.items() if i not in descent.solutions}
@@ -99,9 +106,10 @@ class _Descent:
         tol: float,
         max_steps: int,
         on_step: OnStep | None,
+        polish: bool,
     ) -> None:
         self.objective, self.pairs, self.dtype = stack, pairs, dtype
-        self.tol, self.max_steps, self.on_step = tol, max_steps, on_step
+        self.tol, self.max_steps, self.on_step, self.polish = tol, max_steps, on_step, polish
         device = stack.model.device
         shape = (len(pairs), stack.model.n_params)
         self.active = torch.ones(len(pairs), dtype=torch.bool, device=device)
@@ -128,13 +136,12 @@ class _Descent:
             self.theta, self.begun = start, True
         while bool(self.active.any()):
             near = self.is_near()
-            dtype = torch.float64 if near else self.dtype
+            last = self.steps >= self.max_steps
+            dtype = torch.float64 if near or last else self.dtype
             e = self.evaluate(dtype)
             self.check(e, dtype)
             if dtype == torch.float64:
-                self.release(e)
-            if self.steps >= self.max_steps:
-                self.hand_back(self.active)
+                self.release(e, last)
             if not bool(self.active.any()):
                 break
             self.step(e, _NEAR_TOL if near else _FAR_TOL)
@@ -245,28 +252,29 @@ class _Descent:
         self.factor, self.refined = Factor.stack(factors), True
         self.scale_error = scale_error(self.objective, self.factor)
 
-    def release(self, e: Evaluation) -> None:
-        """Let go of the pairs whose fit has converged, in loss and in P."""
+    def release(self, e: Evaluation, last: bool) -> None:
+        """Let go of the pairs whose fit has converged, in loss and in P; of all at the last."""
         assert self.factor is not None
         left = 0.5 * (e.gradient * self.factor.solve(e.gradient)).sum(dim=-1)
         exact = (2.0 * left).clamp(min=0.0).sqrt() * self.scale_error
         small = left <= 0.1 * self.tol
         stuck = left > 0.3 * self.last_left  # rounding stops it
-        smooth = small & ((exact < EXACT_SCALE[self.objective.dtype]) | stuck)
+        smooth = small & ((exact < EXACT_SCALE[self.objective.dtype]) | stuck | (not self.polish))
         smooth = smooth | (self.last_decrement <= self.tol) & (self.polish_steps >= _POLISH)
         slow = (left > _SLOW * self.last_decrement) & ~small & (left <= _ROUGH * self.tol)
         rough = slow & (self.near_steps >= _PATIENCE)
-        done = self.active & (smooth | rough)
+        converged = smooth | rough
+        done = self.active & (converged | last)
         self.last_left = torch.where(small, left, math.inf)
         for i in done.nonzero()[:, 0].tolist():
             self.solutions[self.pairs[i]] = Solution(
                 self.theta[i],
-                Status.CONVERGED,
+                Status.CONVERGED if bool(converged[i]) else Status.MAX_STEPS,
                 float(e.loss[i]),
                 self.steps,
                 self.evaluations,
                 float(left[i]),
-                findings=() if bool(smooth[i]) else (_rough_finding(float(left[i])),),
+                findings=(_rough_finding(float(left[i])),) if bool(rough[i] & ~smooth[i]) else (),
                 system=System([part[i] for part in self.curvature], self.factor[i]),
             )
         self.active = self.active & ~done

@@ -20,6 +20,7 @@ __all__ = ["Newton"]
 
 _MANY = 8  # steps that need an explanation if there are more
 _FAR = 3.0  # sigma
+_ON_THE_WAY = 0.01  # share of tol for a fit that hyperparameters come from, not polished
 _POLISH = 5  # steps with a kept factor after convergence, down to rounding
 
 
@@ -54,17 +55,23 @@ class Newton(Solver):
         Upper limit of steps.
     matrix_free : bool
         False computes and factors the normal matrix in every case: the slow twin.
+    polish : bool
+        After the goal, repeat steps until P is exact to rounding.
     """
 
     tol: float = 1e-6
     max_steps: int = 50
     matrix_free: bool = True
+    polish: bool = True
 
     def __post_init__(self) -> None:
         if not (self.tol > 0 and math.isfinite(self.tol)):
             raise InputError(f"Newton needs a finite tol > 0, got {self.tol}; 1e-6 is usual.")
         if self.max_steps < 1:
             raise InputError(f"Newton needs at least 1 step, got max_steps = {self.max_steps}.")
+
+    def on_the_way(self) -> Newton:
+        return replace(self, tol=_ON_THE_WAY * self.tol, polish=False)
 
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
@@ -92,7 +99,7 @@ class Newton(Solver):
         }
         solutions: dict[int, Solution] = {}
         if self.matrix_free:
-            done, left = descend(stack, self.tol, self.max_steps, start, on_step)
+            done, left = descend(stack, self.tol, self.max_steps, start, on_step, self.polish)
             solutions.update(done)
         for i, (theta, steps) in left.items():
             one = pair(i)
@@ -156,7 +163,9 @@ class _Descent:
                 break
             self.tell(steps, self.loss(point), move.decrement)
             if move.decrement <= self.options.tol:
-                point, decrement = self.polish(point, move)
+                decrement = move.decrement
+                if self.options.polish:
+                    point, decrement = self.polish(point, move)
                 return self.finish(point, Status.CONVERGED, steps, decrement)
             if steps >= self.options.max_steps:
                 return self.finish(point, Status.MAX_STEPS, steps, move.decrement)
