@@ -6,14 +6,18 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pytorchdia import InputError, LightCurves, reduce
-from pytorchdia.run.cluster import dask_executor
-from pytorchdia.run.pipeline import run_season
+from pytorchdia.run.cluster import dask_executor, useful_workers
+from pytorchdia.run.pipeline import Executor, run_season
 from pytorchdia.run.settings import load_settings
 
 from .small_season import products, write_season
@@ -71,6 +75,48 @@ def test_a_cluster_that_is_there_already(tmp_path: Path) -> None:
             assert len(client.nthreads()) == 1  # the run has left it as it was
     assert [row.status for row in summary.rows] == ["done"] * 3
     assert len(LightCurves(tmp_path / "run")[1]) == 3
+
+
+@pytest.mark.parametrize(("worth", "clusters"), [(0.0, 1), (1e9, 0)])
+def test_processes_are_started_where_they_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, clusters: int
+) -> None:
+    write_season(tmp_path, 4)
+    started = []
+
+    @contextmanager
+    def counted(workers: int | None, scheduler: str | None) -> Iterator[Executor]:
+        started.append(workers)
+        with dask_executor(workers, scheduler) as executor:
+            yield executor
+
+    monkeypatch.setattr("pytorchdia.run.cluster.dask_executor", counted)
+    monkeypatch.setattr(import_module("pytorchdia.run.reduce"), "_WORTH", worth)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        summary = reduce(tmp_path / "config.toml", workers="auto")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert started == [2] * clusters
+    assert [row.status for row in summary.rows] == ["done"] * 4
+    assert len(LightCurves(tmp_path / "run")[1]) == 4
+
+
+def test_there_are_no_more_processes_than_memory_bears() -> None:
+    assert useful_workers(3, 1e9) == 3
+    assert useful_workers(3, 0.0) == 1
+
+
+def test_without_dask_it_works_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_season(tmp_path, 2)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setattr(import_module("pytorchdia.run.reduce"), "_WORTH", 0.0)
+    summary = reduce(tmp_path / "config.toml", workers="auto")
+    assert [row.status for row in summary.rows] == ["done"] * 2
 
 
 def test_without_dask_it_says_how_to_install_it(

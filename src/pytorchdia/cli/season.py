@@ -61,7 +61,11 @@ def reduce_season(
     until: Annotated[str | None, typer.Option("--until", help="Stop after this step.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes on this machine, with Dask."),
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes on this machine, with Dask; as many as pay if absent.",
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
@@ -80,8 +84,8 @@ def reduce_season(
         raise InputError("Give --workers or --scheduler, not both.")
     with display.step_bars(quiet or dry_run) as progress:
         summary = reduce(
-            config, only=only, until=until, workers=workers, scheduler=scheduler, dry_run=dry_run,
-            progress=progress,
+            config, only=only, until=until, scheduler=scheduler, dry_run=dry_run,
+            progress=progress, workers="auto" if workers is None and scheduler is None else workers,
         )  # fmt: skip
     if dry_run:
         _show_plan(summary)

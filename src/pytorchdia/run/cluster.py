@@ -20,7 +20,7 @@ from ..errors import InputError, WriteError
 from .pipeline import Executor
 from .state import State, Unit, carry_out, failed
 
-__all__ = ["dask_executor"]
+__all__ = ["dask_executor", "useful_workers"]
 
 PATIENCE = 30.0
 """Seconds that a scheduler has to answer."""
@@ -82,6 +82,21 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
     finally:
         if cluster is not None:
             cluster.close()
+
+
+def useful_workers(most: int, share: float) -> int:
+    """Processes that this machine bears: one for each GPU, or at most ``most`` on its cores.
+
+    On a CPU each may take as much memory as this process has now, all of them ``share`` of what is
+    free.
+    """
+    import psutil  # comes with Dask
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    mine = psutil.Process().memory_info().rss
+    bearable = int(share * psutil.virtual_memory().available / mine)
+    return max(1, min(most, bearable))
 
 
 class _DaskExecutor:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from .pipeline import STEPS, Executor, Progress, RunSummary, in_this_process, run_season
 from .settings import Settings, load_settings
+from .state import State, Unit
 
 __all__ = ["STEPS", "reduce"]
+
+_WORTH = 20.0  # seconds of work from which it pays to start processes, which takes some five
+_SHARE = 0.7  # of the free memory that they may fill
 
 
 def reduce(
@@ -17,7 +26,7 @@ def reduce(
     *,
     only: str | None = None,
     until: str | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     scheduler: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -35,9 +44,11 @@ def reduce(
         Do this step alone; those before it must have been done.
     until : str, optional
         Stop after this step.
-    workers : int, optional
-        Processes on this machine, with Dask; None works in this process. A script that uses it
-        must protect its main code by ``if __name__ == "__main__"``.
+    workers : int or "auto", optional
+        Processes on this machine, with Dask; None or 1 works in this process. "auto" takes one for
+        each thread of torch, as far as memory allows, or for each GPU, once there is enough to do;
+        without Dask it works in this process. A script that uses more than one must protect its
+        main code by ``if __name__ == "__main__"``.
     scheduler : str, optional
         Address of a running Dask scheduler, in place of ``workers``.
     dry_run : bool
@@ -67,11 +78,52 @@ def reduce(
 
 
 @contextmanager
-def _executor(workers: int | None, scheduler: str | None, dry_run: bool) -> Iterator[Executor]:
-    if dry_run or (workers is None and scheduler is None):
+def _executor(
+    workers: int | Literal["auto"] | None, scheduler: str | None, dry_run: bool
+) -> Iterator[Executor]:
+    if dry_run or (workers in (None, 1) and scheduler is None):
         yield in_this_process
+        return
+    if workers == "auto":
+        if importlib.util.find_spec("distributed") is None:
+            yield in_this_process
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the other processes, for the same rounding
+        try:
+            with ExitStack() as stack:
+                yield _AsMuchAsPays(stack, threads)
+        finally:
+            torch.set_num_threads(threads)
         return
     from .cluster import dask_executor  # Dask is an extra
 
     with dask_executor(workers, scheduler) as executor:
         yield executor
+
+
+class _AsMuchAsPays:
+    """Works in this process until the first unit of a step shows that more processes would pay."""
+
+    def __init__(self, stack: ExitStack, most: int) -> None:
+        self._stack, self._most = stack, most
+        self._executor: Executor = in_this_process
+        self._decided = most == 1
+
+    def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
+        waiting = list(units)
+        if not self._decided and len(waiting) > 1:
+            started = time.perf_counter()
+            yield from in_this_process(run, waiting[:1])
+            del waiting[0]
+            if (time.perf_counter() - started) * len(waiting) > _WORTH:
+                self._start()
+        yield from self._executor(run, waiting)
+
+    def _start(self) -> None:
+        from .cluster import dask_executor, useful_workers
+
+        self._decided = True
+        workers = useful_workers(self._most, _SHARE)
+        if workers > 1:
+            self._executor = self._stack.enter_context(dask_executor(workers, None))
