@@ -26,6 +26,7 @@ from pytorchdia.stars.photometry import (
     target_variance,
 )
 from pytorchdia.stars.psf import gaussian_psf, moffat_psf
+from pytorchdia.stars.scene import Scene, solve_scene
 
 from .conftest import asymmetric_kernel
 from .season_field import GAIN, READ_NOISE, SHAPE, make_field, matched, noise_variance
@@ -76,6 +77,29 @@ def test_errors_of_a_large_crowd_are_those_of_the_whole_covariance(monkeypatch) 
     assert by_cells.flux == pytest.approx(exact.flux)
     assert np.median(by_cells.error / exact.error) == pytest.approx(1.0, abs=0.01)
     assert (by_cells.error / exact.error).min() > 0.9
+
+
+def test_positions_move_by_the_least_squares_step_of_each_star() -> None:
+    rng = np.random.default_rng(6)
+    x, y = np.array([20.3, 33.1, 45.0, 68.4]), np.array([20.2, 24.8, 50.4, 1.3])
+    truth = scene(x + 0.15, y - 0.1, [900.0, 500.0, 700.0, 800.0])
+    variance = rng.uniform(1.0, 4.0, truth.shape)
+    data = truth + rng.standard_normal(truth.shape) * variance**0.5
+    psf = gaussian_psf(FWHM)
+    laid = Scene.of(data, 1.0 / variance, psf, x, y, None)
+    solved = solve_scene(laid, robust=False)
+    step_x, step_y, flux, _ = laid.shifts(solved)
+    root, half = variance.ravel() ** -0.5, psf.half
+    for k, (ix, iy) in enumerate(zip(np.rint(x).astype(int), np.rint(y).astype(int), strict=True)):
+        shifted = np.zeros((4, 60 + 200, 70 + 200))
+        for image, dx, dy in zip(shifted, (0.1, -0.1, 0, 0), (0, 0, 0.1, -0.1), strict=True):
+            image[iy + 100 - half : iy + 101 + half, ix + 100 - half : ix + 101 + half] = (
+                psf.stamps(x[k] + dx, y[k] + dy, around=(ix, iy))[0]
+            )
+        columns = shifted[:, 100:160, 100:170].reshape(4, -1).T
+        slopes = (columns[:, ::2] - columns[:, 1::2]) / 0.2
+        step, *_ = np.linalg.lstsq(slopes * root[:, None], root * solved.residual.ravel())
+        assert [step_x[k], step_y[k]] == pytest.approx(step / flux[k], rel=1e-6)
 
 
 def test_an_isolated_star_reaches_the_photon_limit_of_eq_31() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import correlate
+from scipy.ndimage import correlate, map_coordinates
 
 from pytorchdia.errors import InputError
 from pytorchdia.io import as_frame
@@ -32,6 +32,23 @@ def test_a_gaussian_is_that_of_the_simulation() -> None:
     stamp = gaussian_psf(fwhm).stamps([20.3], [19.6], 20, ([20], [20]))[0]
     assert stamp == pytest.approx(truth, abs=2e-4 * truth.max())
     assert gaussian_psf(fwhm).fwhm == pytest.approx(fwhm, rel=0.01)
+
+
+@pytest.mark.parametrize("fwhm", [1.2, 3.3, 6.0])
+def test_stamps_are_the_cubic_spline_through_the_table(fwhm: float) -> None:
+    rng = np.random.default_rng(5)
+    psf = moffat_psf(fwhm)
+    x, y = rng.uniform(0, 90, (2, 40))
+    around = np.rint(x) + rng.integers(-3, 4, 40), np.rint(y)
+    half, middle, last = psf.half + 2, len(psf.table) // 2, len(psf.table) - 1
+    stamps = psf.stamps(x, y, half, around)
+    for k, stamp in enumerate(stamps):
+        dy, dx = np.mgrid[-half : half + 1, -half : half + 1].astype(float)
+        at = [(dy + around[1][k] - y[k]), (dx + around[0][k] - x[k])]
+        at = [v * psf.oversampling + middle for v in at]
+        slow = map_coordinates(psf.table, at, order=3, mode="mirror")
+        inside = np.logical_and(*((v >= 0) & (v <= last) for v in at))
+        assert stamp == pytest.approx(np.where(inside, slow, 0.0), abs=1e-13)
 
 
 @pytest.mark.parametrize(("x", "y"), [(30.0, 30.0), (30.4, 29.55), (29.5, 30.5)])

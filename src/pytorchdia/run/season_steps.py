@@ -16,6 +16,7 @@ from ..changes.detections import Detections, filter_difference
 from ..changes.stack import Stack
 from ..errors import Finding, InputError, ReadError
 from ..frame import Frame
+from ..measure import measure_seeing
 from ..preparation.combining import combine
 from ..stars.catalogue import Catalogue, catalogue_from_list, find_stars
 from ..stars.photometry import reference_fluxes, refine_positions
@@ -81,12 +82,14 @@ def _stars_of(
     reference: Frame, settings: Settings
 ) -> tuple[PSFModel, Catalogue, tuple[Finding, ...]]:
     """PSF and catalogue; the PSF is learnt from stars found, even where a list is given."""
-    found = find_stars(reference, threshold=settings.stars.threshold)
-    psf = fit_psf(reference, found)
+    seen = measure_seeing(reference)
+    fwhm = None if seen is None else seen.fwhm
+    found = find_stars(reference, fwhm=fwhm, threshold=settings.stars.threshold)
+    psf = fit_psf(reference, found, fwhm=fwhm)
     path = settings.path(settings.stars.list)
     stars = found if path is None else _listed(reference, path, psf.fwhm)
     if len(stars):
-        stars = refine_positions(reference, psf, stars)
+        stars = refine_positions(reference, psf, stars, fluxes=False)
     if path is None and settings.stars.max_stars is not None:
         stars = stars.chosen(np.arange(len(stars)) < settings.stars.max_stars)
     return psf, stars, found.findings + stars.findings + psf.findings
@@ -171,8 +174,9 @@ def _on_reference(
     new = [i for i, c in enumerate(candidates) if c.kind is Kind.NEW]
     if new:
         x, y = (np.array([getattr(candidates[i], axis) for i in new]) for axis in "xy")
-        more = stars.joined(catalogue_from_list(reference, x=x, y=y))
-        found = reference_fluxes(reference, read_psf(run / "psf.fits"), more)
+        psf = read_psf(run / "psf.fits")
+        more = stars.joined(catalogue_from_list(reference, x=x, y=y, fwhm=psf.fwhm))
+        found = reference_fluxes(reference, psf, more)
         added = slice(len(stars), None)
         flux[new] = np.where(found.valid, found.flux, np.nan)[added]
         error[new] = np.where(found.valid, found.error, np.nan)[added]

@@ -189,8 +189,9 @@ def reference_fluxes(
 
 
 def refine_positions(
-    reference: Frame, psf: PSF, catalogue: Catalogue, *, steps: int = 3, max_shift: float = 1.0
-) -> Catalogue:
+    reference: Frame, psf: PSF, catalogue: Catalogue, *, steps: int = 3, max_shift: float = 1.0,
+    fluxes: bool = True,
+) -> Catalogue:  # fmt: skip
     """The catalogue with positions and fluxes of a PSF fit to the reference, all stars at once.
 
     A wrong position loses light of a variable star. Stars that are saturated, too faint to tell
@@ -205,6 +206,8 @@ def refine_positions(
         Gauss-Newton steps.
     max_shift : float
         [pixels].
+    fluxes : bool
+        False leaves the fluxes as they are, to save the time of one fit.
     """
     x, y = catalogue.x.copy(), catalogue.y.copy()
     fixed = (catalogue.flags & (StarFlag.SATURATED | StarFlag.OUTSIDE)) != 0
@@ -220,8 +223,10 @@ def refine_positions(
     if reference.wcs is not None and len(x):
         ra, dec = reference.wcs.all_pix2world(x, y, 0)
         moved = replace(moved, ra=np.asarray(ra), dec=np.asarray(dec))
-    fluxes = reference_fluxes(reference, psf, moved)
-    return replace(moved, flux=fluxes.flux, flux_error=fluxes.error)
+    if not fluxes:
+        return moved
+    measured = reference_fluxes(reference, psf, moved)
+    return replace(moved, flux=measured.flux, flux_error=measured.error)
 
 
 def find_hidden_stars(

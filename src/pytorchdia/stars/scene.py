@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky
 from scipy.linalg.lapack import dpotri
-from scipy.sparse import csr_array, diags_array, eye_array, hstack, kron
+from scipy.sparse import csc_array, csr_array, diags_array, eye_array, hstack, kron
 from scipy.sparse.linalg import cg
 
 from .psf import PSF
@@ -62,9 +62,9 @@ class Scene:
     psf : PSF
     x, y : ndarray
         Of the stars [pixels], (n,).
-    stars : csr_array
+    stars : csc_array
         Light of each star of unit flux, (h w, n).
-    sky : csr_array
+    sky : csc_array
         Weight of each node of the sky, (h w, m).
     """
 
@@ -73,8 +73,8 @@ class Scene:
     psf: PSF
     x: FloatArray
     y: FloatArray
-    stars: csr_array
-    sky: csr_array
+    stars: csc_array
+    sky: csc_array
 
     @classmethod
     def of(
@@ -103,25 +103,23 @@ class Scene:
 
         From the residuals of the solution, each star taken alone.
         """
-        d = 0.1
-        around = np.rint(self.x), np.rint(self.y)
-        slopes = [
-            (self.psf.stamps(self.x + a, self.y + b, around=around)
-             - self.psf.stamps(self.x - a, self.y - b, around=around)) / (2 * d)
-            for a, b in ((d, 0.0), (0.0, d))
-        ]  # fmt: skip
-        weight = np.where(solved.rejected, 0.0, self.weight).ravel()
-        g_x, g_y = (_columns(s, self.x, self.y, self.data.shape) for s in slopes)
-        residual = weight * solved.residual.ravel()
-        scaled = diags_array(weight)
-        xx, yy, xy = (
-            np.asarray((a.multiply(scaled @ b)).sum(axis=0)).ravel()
-            for a, b in ((g_x, g_x), (g_y, g_y), (g_x, g_y))
-        )
+        d, around = 0.1, (np.rint(self.x), np.rint(self.y))
+
+        def slopes(a: float, b: float) -> FloatArray:
+            ahead = self.psf.stamps(self.x + a, self.y + b, around=around)
+            behind = self.psf.stamps(self.x - a, self.y - b, around=around)
+            return ((ahead - behind) / (2 * d)).reshape(len(self.x), -1)
+
+        pixels, inside = _pixels_of_stamps(self.x, self.y, self.psf.half, self.data.shape)
+        kept = np.where(solved.rejected, 0.0, self.weight)
+        weight = np.where(inside, kept.ravel()[pixels], 0.0)
+        g_x, g_y = slopes(d, 0.0), slopes(0.0, d)
+        xx, yy, xy = ((weight * a * b).sum(axis=1) for a, b in ((g_x, g_x), (g_y, g_y), (g_x, g_y)))
         determinant = xx * yy - xy**2
         enough = (determinant > 1e-6 * xx * yy) & (solved.flux > 0)
         below = np.where(enough, determinant * solved.flux, 1.0)
-        b_x, b_y = g_x.T @ residual, g_y.T @ residual
+        residual = weight * solved.residual.ravel()[pixels]
+        b_x, b_y = ((g * residual).sum(axis=1) for g in (g_x, g_y))
         step_x = np.where(enough, (yy * b_x - xy * b_y) / below, 0.0)
         step_y = np.where(enough, (xx * b_y - xy * b_x) / below, 0.0)
         return step_x, step_y, solved.flux, solved.error
@@ -159,10 +157,13 @@ class Solved:
 
 def solve_scene(scene: Scene, robust: bool) -> Solved:
     """Weighted least squares, with less weight to pixels far off if ``robust``, and then none."""
-    design = csr_array(hstack([scene.stars, scene.sky]))
+    columns = csc_array(hstack([scene.stars, scene.sky]))
+    design = csr_array(columns)
     data, weight = scene.data.ravel(), scene.weight.ravel()
     n = scene.stars.shape[1]
-    effective, gram = weight, csr_array(design.T @ (diags_array(weight) @ design))
+    by_weight = columns.data * weight[columns.indices]
+    weighted = csc_array((by_weight, columns.indices, columns.indptr), shape=columns.shape)
+    effective, gram = weight, csr_array(weighted.T @ design)
     theta = _solve(gram, design.T @ (weight * data), np.zeros(design.shape[1]))
     for turn in range(_ROUNDS if robust else 0):
         residual = np.where(weight > 0, data - design @ theta, 0.0)
@@ -180,13 +181,12 @@ def solve_scene(scene: Scene, robust: bool) -> Solved:
     alone = np.asarray((scene.stars**2).T @ effective).ravel()
     everywhere = np.asarray((scene.stars**2).T @ (weight > 0).astype(float)).ravel()
     whole = (scene.psf.stamps(scene.x, scene.y) ** 2).sum(axis=(1, 2))
-    nearest = _nearest(scene)
     return Solved(
         flux=theta[:n],
         error=np.sqrt(variance),
         blending=np.sqrt(np.maximum(variance * alone, 1.0)),
         coverage=everywhere / np.maximum(whole, 1e-300),
-        sky_at_stars=np.asarray(scene.sky[nearest] @ theta[n:]).ravel(),
+        sky_at_stars=np.asarray(scene.sky @ theta[n:]).ravel()[_nearest(scene)],
         residual=residual.reshape(scene.data.shape),
         z=(residual * np.sqrt(weight)).reshape(scene.data.shape),
         rejected=((effective == 0) & (weight > 0)).reshape(scene.data.shape),
@@ -251,17 +251,21 @@ def _diagonal_of_inverse(gram: csr_array) -> FloatArray:
     return np.asarray(np.diag(inverse) * unit**2, dtype=np.float64)
 
 
-def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int, int]) -> csr_array:
+def _columns(stamps: FloatArray, x: FloatArray, y: FloatArray, shape: tuple[int, int]) -> csc_array:
     """Stamps about the nearest pixels as the columns of a sparse matrix, (h w, n)."""
-    n, half = len(stamps), stamps.shape[1] // 2
+    pixels, inside = _pixels_of_stamps(x, y, stamps.shape[1] // 2, shape)
+    begins = np.append(0, np.cumsum(inside.sum(axis=1)))
+    values = stamps.reshape(pixels.shape)[inside]
+    return csc_array((values, pixels[inside], begins), shape=(shape[0] * shape[1], len(stamps)))
+
+
+def _pixels_of_stamps(
+    x: FloatArray, y: FloatArray, half: int, shape: tuple[int, int]
+) -> tuple[IntArray, BoolArray]:
+    """Flat indices of the pixels of the stamps, row by row, 0 where not inside the frame."""
     reach = np.arange(-half, half + 1)
     dy, dx = (a.ravel() for a in np.meshgrid(reach, reach, indexing="ij"))
-    pixels, inside = _pixels(x, y, dx, dy, shape)
-    columns = np.broadcast_to(np.arange(n)[:, None], pixels.shape)
-    values = stamps.reshape(pixels.shape)
-    return csr_array(
-        (values[inside], (pixels[inside], columns[inside])), shape=(shape[0] * shape[1], n)
-    )
+    return _pixels(x, y, dx, dy, shape)
 
 
 def _pixels(
@@ -282,12 +286,12 @@ def _nearest(scene: Scene) -> IntArray:
     return np.asarray(iy * w + ix)
 
 
-def _sky(shape: tuple[int, int], spacing: float | None) -> csr_array:
+def _sky(shape: tuple[int, int], spacing: float | None) -> csc_array:
     """Bilinear interpolation between nodes: weights of each node at each pixel, (h w, m)."""
     if spacing is None:
-        return csr_array((shape[0] * shape[1], 0))
+        return csc_array((shape[0] * shape[1], 0))
     rows, columns = (_tents(size, spacing) for size in shape)
-    return csr_array(kron(rows, columns))
+    return csc_array(kron(rows, columns))
 
 
 def _tents(size: int, spacing: float) -> csr_array:
