@@ -11,8 +11,7 @@ import torch
 
 from pytorchdia.errors import InputError, ReadError
 from pytorchdia.recovery import Recovery, recover, run_season_experiment
-from pytorchdia.recovery.compare import number_of
-from pytorchdia.simulate.season import Season, read_truth, truth_tables, write_season
+from pytorchdia.simulate.season import Season, frame_number, read_truth, truth_tables, write_season
 
 FRAMES = 12
 SEASON = Season(seed=3, shape=(200, 210), n_stars=190, n_saturated=1, n_variables=4, max_shift=9.0)
@@ -82,4 +81,4 @@ def test_what_is_no_season(season: tuple[Path, Recovery], tmp_path: Path) -> Non
     with pytest.raises(ReadError):
         recover(season[0], tmp_path)
     with pytest.raises(InputError, match="no frame of a simulated season"):
-        number_of("m31_night1")
+        frame_number("m31_night1")

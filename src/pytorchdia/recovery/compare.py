@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..run.lightcurves import LightCurve, LightCurves
 from ..run.state import State
 from ..simulate import Stars, render
-from ..simulate.season import Truth, read_truth
+from ..simulate.season import Truth, frame_number, read_truth
 from ..stars.photometry import FluxFlag
 
 __all__ = ["CurveRow", "PhotonLimit", "PullRow", "Recovery", "recover"]
@@ -199,7 +199,7 @@ class _Joined:
         state = State.read(curves.run, "reference", "reference")
         if state is None:
             raise InputError(f"The reference of {curves.run} is not made yet.")
-        self.x, self.y = truth.places(number_of(state.values["grid"]))
+        self.x, self.y = truth.places(frame_number(state.values["grid"]))
         self.true_flux = np.asarray(truth.stars["flux"], dtype=np.float64)
         self.varies = np.asarray(truth.stars["kind"]) != "constant"
         tree = cKDTree(np.column_stack([self.x, self.y]))
@@ -222,7 +222,7 @@ class _Joined:
     @cached_property
     def numbers(self) -> list[int]:
         """Of the epochs in the season."""
-        return [number_of(name) for name in self.names]
+        return [frame_number(name) for name in self.names]
 
     @cached_property
     def clean(self) -> NDArray[np.bool_]:
@@ -253,14 +253,6 @@ class _Joined:
         tree = cKDTree(np.column_stack([self.x[which], self.y[which]]))
         distance, nearest = tree.query(np.column_stack([x, y]))
         return np.where(distance <= _OF_CHANGE, which[nearest], -1)
-
-
-def number_of(name: str) -> int:
-    """Number of a frame in its season, from its name."""
-    digits = name.rsplit("_", 1)[-1]
-    if not digits.isdigit():
-        raise InputError(f"{name} is no frame of a simulated season, such as season_0003.")
-    return int(digits)
 
 
 def _spread(values: FloatArray) -> float:

@@ -2,7 +2,7 @@
 
 from .epochs import Epoch, Trouble
 from .field import Field, Variable
-from .files import as_hdus, frame_name, truth_tables, write_season
+from .files import as_hdus, frame_name, frame_number, truth_tables, write_season
 from .model import START, Season, SeasonFrame
 from .truth import Truth, read_truth
 
@@ -17,6 +17,7 @@ __all__ = [
     "Variable",
     "as_hdus",
     "frame_name",
+    "frame_number",
     "read_truth",
     "truth_tables",
     "write_season",

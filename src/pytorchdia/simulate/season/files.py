@@ -15,7 +15,7 @@ from ...errors import InputError, WriteError
 from ...product import check_writable, replacing
 from .model import START, Season, SeasonFrame
 
-__all__ = ["as_hdus", "frame_name", "truth_tables", "write_season"]
+__all__ = ["as_hdus", "frame_name", "frame_number", "truth_tables", "write_season"]
 
 _TABLES = ("stars", "frames", "light_curves")
 
@@ -23,6 +23,14 @@ _TABLES = ("stars", "frames", "light_curves")
 def frame_name(number: int) -> str:
     """Name of the file of a frame."""
     return f"season_{number:04d}.fits"
+
+
+def frame_number(name: str) -> int:
+    """Number of a frame in its season, from its name without the ending: the inverse of :func:`frame_name`."""
+    digits = name.rsplit("_", 1)[-1]
+    if not digits.isdigit():
+        raise InputError(f"{name} is no frame of a simulated season, such as season_0003.")
+    return int(digits)
 
 
 def as_hdus(season: Season, number: int, frame: SeasonFrame | None = None) -> fits.HDUList:
