@@ -26,7 +26,7 @@ def frame_name(number: int) -> str:
 
 
 def frame_number(name: str) -> int:
-    """Number of a frame in its season, from its name without the ending: the inverse of :func:`frame_name`."""
+    """Number of a frame, from its name without the ending: the inverse of :func:`frame_name`."""
     digits = name.rsplit("_", 1)[-1]
     if not digits.isdigit():
         raise InputError(f"{name} is no frame of a simulated season, such as season_0003.")
