@@ -19,6 +19,7 @@ from pytorchdia import InputError, LightCurves, reduce
 from pytorchdia.errors import ReadError, WriteError
 from pytorchdia.run.frames_table import read_frames
 from pytorchdia.run.pipeline import RunSummary
+from pytorchdia.run.tables import read_table
 from pytorchdia.simulate import Stars
 
 from .small_season import (
@@ -35,7 +36,8 @@ from .small_season import (
 )
 
 STEPS = (
-    "measure", "register", "reference", "subtract", "photometry", "variables", "follow", "report",
+    "measure", "register", "reference", "subtract", "photometry", "stack", "variables", "follow",
+    "report",
 )  # fmt: skip
 
 
@@ -211,7 +213,10 @@ def test_a_touched_file_is_only_looked_at(season: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "steps"),
     [
-        ("[photometry]\nsky_spacing = 16.0\n", {"photometry": 6, "variables": 1, "follow": 6}),
+        (
+            "[photometry]\nsky_spacing = 16.0\n",
+            {"photometry": 6, "stack": 1, "variables": 1, "follow": 6},
+        ),
         ("[variables]\nthreshold = 7.0\n", {"photometry": 6, "variables": 1}),
         ("[frames]\nexclude = ['nothing*']\n", {}),
         ("[quality]\nmax_fwhm = 99.0\n", {}),
@@ -251,6 +256,33 @@ def test_a_frame_that_is_added_and_taken_away_again(season: Path) -> None:
     (season / "frame900.fits").unlink()
     assert to_do(reduce(season / "config.toml"))["subtract"] == 0
     assert products(season / "run") == before
+
+
+def test_only_the_last_part_of_the_stack_is_summed_anew(
+    season: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_table(season / "run/candidates.parquet")
+    monkeypatch.setattr("pytorchdia.run.pipeline._PART", 2)
+    assert to_do(reduce(season / "config.toml"))["stack"] == 3
+    parts = read_table(season / "run/candidates.parquet")
+    assert parts.drop(["significance"]).equals(whole.drop(["significance"]))
+    np.testing.assert_allclose(parts["significance"], whole["significance"], rtol=1e-9)
+    write_frame(season, Epoch("frame900", 59010.0, (1.0, 2.0), 1.8, 1.0, 0.0))
+    work = to_do(reduce(season / "config.toml"))
+    assert work["stack"] == work["variables"] == 1
+
+
+def test_a_part_of_the_stack_that_fails_leaves_no_old_candidates(
+    season: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise InputError("No stack today.")
+
+    monkeypatch.setattr("pytorchdia.run.pipeline.stack_differences", fails)
+    (season / "run/stack/0000.fits").unlink()
+    reduce(season / "config.toml")
+    assert not (season / "run/candidates.parquet").exists()
+    assert not list((season / "run/followed").glob("*.parquet"))
 
 
 def test_a_product_that_is_lost_is_made_again(season: Path) -> None:

@@ -194,6 +194,12 @@ def test_the_stack_is_the_weighted_mean_and_the_chi_square_about_it() -> None:
     sums = stack.noise  # no systematic error was given
     assert sums.squares - sums.weighted**2 / sums.weight == pytest.approx(square)
     assert np.array_equal(sums.squares, stack.total.squares)
+    one, other = Stack(), Stack()
+    for k, (f, e) in enumerate(zip(flux, error, strict=True)):
+        (one if k < 2 else other).add(Filtered(f, e))
+    joined = Stack().joined(one).joined(other)
+    for name, image in vars(stack.total).items():
+        assert vars(joined.total)[name] == pytest.approx(image), name
 
 
 def test_a_varying_bright_star_is_found_where_it_is() -> None:

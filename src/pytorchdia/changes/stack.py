@@ -40,6 +40,18 @@ class Sums:
         self.squares += square
         np.maximum(self.largest, square, out=self.largest)
 
+    def joined(self, other: Sums) -> Sums:
+        """The sums over the epochs of both."""
+        if not (self.n.size and other.n.size):
+            return self if self.n.size else other
+        return Sums(
+            self.n + other.n,
+            self.weight + other.weight,
+            self.weighted + other.weighted,
+            self.squares + other.squares,
+            np.maximum(self.largest, other.largest),
+        )
+
     def variability(self) -> FloatArray:
         """Significance [sigma] of the scatter of the fluxes about their mean, (h, w).
 
@@ -92,6 +104,10 @@ class Stack:
         """Add an epoch, on the scale of the reference."""
         self.total.add(filtered.flux, filtered.total_error)
         self.noise.add(filtered.flux, filtered.error)
+
+    def joined(self, other: Stack) -> Stack:
+        """The stack of the epochs of both."""
+        return Stack(self.total.joined(other.total), self.noise.joined(other.noise))
 
     def mean_flux(self) -> Filtered:
         """Weighted mean of the fluxes and its error [ADU of the reference], (h, w)."""

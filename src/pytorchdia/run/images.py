@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
+from ..changes.stack import Stack, Sums
 from ..errors import ReadError
 from ..frame import Flag, Frame
 from ..io import as_frame
@@ -32,9 +33,11 @@ __all__ = [
     "read_difference",
     "read_frame",
     "read_psf",
+    "read_stack",
     "write_difference",
     "write_frame",
     "write_psf",
+    "write_stack",
 ]
 
 
@@ -149,6 +152,32 @@ def read_difference(path: Path) -> FrameDifference:
             np.array(hdus[0].data, np.float32), np.array(hdus["VARIANCE"].data, np.float32),
             np.array(hdus["MASK"].data, np.int16), tuple(regions),
         )  # fmt: skip
+
+
+def write_stack(path: Path, stack: Stack) -> Path:
+    """Write the sums of a stack, those of the total errors and those of the noise alone."""
+    hdus: list[Any] = [fits.PrimaryHDU()]
+    for kind, sums in vars(stack).items():
+        hdus += [fits.ImageHDU(image, name=f"{kind} {of}") for of, image in vars(sums).items()]
+    return _write(path, hdus)
+
+
+def read_stack(path: Path) -> Stack:
+    """What :func:`write_stack` wrote.
+
+    Raises
+    ------
+    ReadError
+        It cannot be read.
+    """
+    with _opened(path) as hdus:
+        parts = [
+            Sums(
+                *(np.array(hdus[f"{kind.name} {of.name}"].data, np.float64) for of in fields(Sums))
+            )
+            for kind in fields(Stack)
+        ]
+    return Stack(*parts)
 
 
 class _opened:  # noqa: N801  # reads like a function

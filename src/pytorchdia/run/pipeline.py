@@ -29,7 +29,7 @@ from .frame_steps import (
 )
 from .frames_table import FrameRow, write_frames
 from .report import make_report, report_digest
-from .season_steps import find_variables, make_reference
+from .season_steps import find_variables, make_reference, stack_differences
 from .settings import Settings
 from .state import (
     Outcome,
@@ -47,7 +47,10 @@ __all__ = ["STEPS", "Executor", "Progress", "RunSummary", "in_this_process", "ru
 STEPS = ("register", "reference", "subtract", "photometry", "report")
 """Names of the steps for people, in order."""
 
-_STEP_OF = {"measure": "register", "variables": "photometry", "follow": "photometry"}
+_STEP_OF = {
+    "measure": "register", "stack": "photometry", "variables": "photometry", "follow": "photometry",
+}  # fmt: skip
+_PART = 50  # frames of one part of the stack, by their names: a night changes the last ones only
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, the number of units done, and that of all."""
@@ -254,22 +257,47 @@ class _Season:
                 f"None of the {len(self.sources)} frames could be used to the end; the table of "
                 f"frames says why: pytorchdia status {self.run}."
             )
-        epochs = [(name, measured[name].values) for name in sorted(measured, key=self._when)]
+        self._find_candidates(measured)
+        self._follow(measured)
+
+    def _find_candidates(self, measured: Mapping[str, State]) -> None:
+        reference = self._states["reference"]["reference"].content
+        names = list(measured)
+        parts = [names[i : i + _PART] for i in range(0, len(names), _PART)]
+        stacked = self._advance(
+            "stack", [self._stack_unit(i, part) for i, part in enumerate(parts)]
+        )
+        in_time = sorted(names, key=self._when)
         digest = digest_of({
-            "epochs": [(name, measured[name].content, subtracted[name].content)
-                       for name, _ in epochs],
+            "epochs": [(name, measured[name].content) for name in in_time],
+            "stack": [state.content for state in stacked.values()],
             "reference": reference,
             "settings": self._of("variables"),
         })  # fmt: skip
-        arguments = (epochs, self.settings, self.run)
+        values = {name: state.values for name, state in stacked.items()}
+        arguments = (in_time, values, self.settings, self.run)
         unit = Unit("variables", "candidates", digest, find_variables, arguments)
-        found = self._advance("variables", [unit])
+        self._advance("variables", [unit] if len(stacked) == len(parts) else [])
+
+    def _stack_unit(self, number: int, names: list[str]) -> Unit:
+        shares = [self._states["photometry"][n].values["systematic_share"] for n in names]
+        digest = digest_of({
+            "epochs": [(name, self._states["subtract"][name].content) for name in names],
+            "shares": shares,
+            "reference": self._states["reference"]["reference"].content,
+        })  # fmt: skip
+        name = f"{number:04d}"
+        arguments = (name, list(zip(names, shares, strict=True)), self.run)
+        return Unit("stack", name, digest, stack_differences, arguments)
+
+    def _follow(self, measured: Mapping[str, State]) -> None:
+        found = self._states["variables"]
         self._advance("follow", [
             Unit(
                 "follow", name,
                 digest_of({
-                    "difference": subtracted[name].content,
-                    "reference": reference,
+                    "difference": self._states["subtract"][name].content,
+                    "reference": self._states["reference"]["reference"].content,
                     "quality": self._states["measure"][name].content,
                     "candidates": found["candidates"].values["followed"],
                     "settings": self._of("photometry"),

@@ -30,12 +30,19 @@ from .frame_steps import (
     registered,
     registration_from,
 )
-from .images import read_difference, read_psf, write_frame, write_psf
+from .images import (
+    read_difference,
+    read_psf,
+    read_stack,
+    write_frame,
+    write_psf,
+    write_stack,
+)
 from .settings import Settings
 from .state import Made, digest_of
 from .tables import CANDIDATES, STARS, read_table, write_table
 
-__all__ = ["find_variables", "make_reference"]
+__all__ = ["find_variables", "make_reference", "stack_differences"]
 
 FloatArray = NDArray[np.float64]
 
@@ -120,40 +127,59 @@ def _listed(reference: Frame, path: Path, fwhm: float) -> Catalogue:
     return catalogue_from_list(reference, ra=given["ra"], dec=given["dec"], names=words, fwhm=fwhm)
 
 
+def stack_differences(name: str, epochs: Sequence[tuple[str, float]], run: Path) -> Made:
+    """Sum up what a star at each pixel would have for a flux in some of the differences.
+
+    Parameters
+    ----------
+    name : str
+        Of this part of the stack.
+    epochs : sequence of (str, float)
+        Name and systematic share of each frame.
+    run
+    """
+    _, light = reference_and_light(run)
+    stack, widths = Stack(), []
+    for frame, share in epochs:
+        stored = read_difference(run / "differences" / f"{frame}_diff.fits")
+        psf = epoch_psf(stored, run)
+        difference, _, own = on_reference_scale(stored, run)
+        stack.add(filter_difference(difference, own, stored.flags, psf, light=light, share=share))
+        widths.append(psf.fwhm)
+    return Made((write_stack(run / "stack" / f"{name}.fits", stack),), {"fwhm": widths})
+
+
 def find_variables(
-    epochs: Sequence[tuple[str, Mapping[str, Any]]], settings: Settings, run: Path
+    names: Sequence[str], parts: Mapping[str, Mapping[str, Any]], settings: Settings, run: Path
 ) -> Made:
     """Merge the detections of all differences and of their stack.
 
     Parameters
     ----------
-    epochs : sequence of (str, Mapping)
-        Name of each frame in the order of time, and what its photometry found.
+    names : sequence of str
+        Of the frames in the order of time.
+    parts : Mapping of str to Mapping
+        The parts of the stack, and the values of each.
     settings, run
     """
     stars = catalogue_of(run)
-    reference, light = reference_and_light(run)
-    stack, widths = Stack(), []
-    for name, values in epochs:
-        stored = read_difference(run / "differences" / f"{name}_diff.fits")
-        psf = epoch_psf(stored, run)
-        difference, _, own = on_reference_scale(stored, run)
-        share = values["systematic_share"]
-        stack.add(filter_difference(difference, own, stored.flags, psf, light=light, share=share))
-        widths.append(psf.fwhm)
-    fwhm = float(np.median(widths))
+    reference, _ = reference_and_light(run)
+    stack = Stack()
+    for part in parts:
+        stack = stack.joined(read_stack(run / "stack" / f"{part}.fits"))
+    fwhm = float(np.median(np.concatenate([values["fwhm"] for values in parts.values()])))
     threshold = settings.variables.threshold
     candidates = merge_detections(
-        [_detections(run, name) for name, _ in epochs],
+        [_detections(run, name) for name in names],
         stack_detections(stack, fwhm, threshold=threshold), stars, fwhm=fwhm, shape=reference.shape,
     )  # fmt: skip
     path = run / "candidates.parquet"
-    columns = _columns(candidates, [name for name, _ in epochs], reference)
+    columns = _columns(candidates, names, reference)
     columns |= _on_reference(candidates, reference, stars, run)
     write_table(path, CANDIDATES, columns, rows=len(candidates))
     values = {
         "candidates": len(candidates),
-        "epochs": len(epochs),
+        "epochs": len(names),
         "fwhm": fwhm,
         "followed": digest_of(
             {"candidates": [(c.x, c.y) for c in candidates if c.kind is not Kind.DOUBTFUL]}
