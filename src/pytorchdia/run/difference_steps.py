@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -24,23 +23,16 @@ from ..noise import NoiseModel
 from ..preparation.register import Registration
 from ..regions import FrameDifference, subtract_by_regions
 from ..solvers import Newton, Solver
-from ..stars.catalogue import variance_of
-from ..stars.photometry import Fluxes, measure_fluxes, target_variance
-from ..stars.psf import RegionalPSF
+from ..stars.photometry import Fluxes
 from ..subtract import subtract
+from .epoch import EpochDifference
 from .frame_steps import Source, reference_and_light, registered
-from .images import read_difference, read_psf, write_difference
+from .images import write_difference
 from .settings import Settings
 from .state import Made
 from .tables import DETECTIONS, EPOCH, FOLLOWED, read_table, write_table
 
-__all__ = [
-    "epoch_psf",
-    "follow_candidates",
-    "on_reference_scale",
-    "photometry_of_frame",
-    "subtract_frame",
-]
+__all__ = ["follow_candidates", "photometry_of_frame", "subtract_frame"]
 
 FloatArray = NDArray[np.float64]
 
@@ -111,11 +103,9 @@ def _without_changed(
     """The target with the pixels flagged in which a first difference shows a change."""
     if min(fit.scale for fit in first.fits) <= 0:
         return target, ()  # no stars that it could be judged by
-    difference, variance, _ = on_reference_scale(first, run)
-    psf = epoch_psf(first, run)
-    _, light = reference_and_light(run)
-    found = changed_sources(difference, variance, first.flags, psf, light)
-    hit = footprints(found, variance, psf) & (first.flags == 0)
+    seen = EpochDifference.of(first, run)
+    found = changed_sources(seen.difference, seen.variance, first.flags, seen.psf, seen.light)
+    hit = footprints(found, seen.variance, seen.psf) & (first.flags == 0)
     share = hit.sum() / max((first.flags == 0).sum(), 1)
     if not hit.any():
         return target, ()
@@ -138,26 +128,19 @@ def photometry_of_frame(
     name: str, quality: Mapping[str, Any], settings: Settings, run: Path
 ) -> Made:
     """Fluxes of all stars in a difference, as one Parquet part."""
-    stored = read_difference(run / "differences" / f"{name}_diff.fits")
+    epoch = EpochDifference.read(name, run)
     stars = read_table(run / "stars.parquet")
     x, y = (np.asarray(stars[axis], dtype=np.float64) for axis in "xy")
-    psf = epoch_psf(stored, run)
-    difference, variance, shared = on_reference_scale(stored, run)
-    fluxes = measure_fluxes(
-        difference, shared, stored.flags, psf, x, y,
-        sky_spacing=settings.photometry.sky_spacing, robust=settings.photometry.robust,
-    )  # fmt: skip
+    fluxes = epoch.fluxes(x, y, settings)
     columns = {"star": np.asarray(stars["star"])}
-    columns |= _epoch_columns(name, quality, stored, fluxes, (x, y))
+    columns |= _epoch_columns(name, quality, epoch.stored, fluxes, (x, y))
     path = write_table(run / "photometry" / f"{name}.parquet", EPOCH, columns)
     good = fluxes.valid
     reference = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
     share = systematic_share(columns["flux"], columns["error"], np.nan_to_num(reference))
-    _, light = reference_and_light(run)
-    filtered = filter_difference(difference, variance, stored.flags, psf, light=light, share=share)
-    found = find_in_difference(
-        difference, variance, stored.flags, psf, filtered, threshold=settings.variables.threshold
-    )
+    images = (epoch.difference, epoch.variance, epoch.stored.flags, epoch.psf)
+    filtered = filter_difference(*images, light=epoch.light, share=share)
+    found = find_in_difference(*images, filtered, threshold=settings.variables.threshold)
     second = write_table(run / "detections" / f"{name}.parquet", DETECTIONS, vars(found))
     values = {
         "systematic_share": share,
@@ -179,13 +162,9 @@ def follow_candidates(name: str, quality: Mapping[str, Any], settings: Settings,
     table = read_table(run / "candidates.parquet")
     believed = np.array([kind != "doubtful" for kind in table["kind"].to_pylist()], dtype=np.bool_)
     number, x, y = (np.asarray(table[column])[believed] for column in ("candidate", "x", "y"))
-    stored = read_difference(run / "differences" / f"{name}_diff.fits")
-    difference, _, own = on_reference_scale(stored, run)
-    fluxes = measure_fluxes(
-        difference, own, stored.flags, epoch_psf(stored, run), x, y,
-        sky_spacing=settings.photometry.sky_spacing, robust=settings.photometry.robust,
-    )  # fmt: skip
-    columns = {"candidate": number} | _epoch_columns(name, quality, stored, fluxes, (x, y))
+    epoch = EpochDifference.read(name, run)
+    fluxes = epoch.fluxes(x, y, settings)
+    columns = {"candidate": number} | _epoch_columns(name, quality, epoch.stored, fluxes, (x, y))
     path = run / "followed" / f"{name}.parquet"
     return Made((write_table(path, FOLLOWED, columns, rows=len(x)),), {"candidates": len(x)})
 
@@ -212,43 +191,6 @@ def _epoch_columns(
         "fwhm": quality["fwhm"],
         "flags": fluxes.flags,
     }
-
-
-def epoch_psf(stored: FrameDifference, run: Path) -> RegionalPSF:
-    """The reference's PSF convolved with the kernel of each region (section 4.2)."""
-    psf = read_psf(run / "psf.fits")
-    models = [psf.convolved(fit.kernel) for fit in stored.fits]
-    return RegionalPSF(models, stored.region_of)
-
-
-def on_reference_scale(
-    stored: FrameDifference, run: Path
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Difference, its variance, and the target's own part of that, in units of the reference.
-
-    Each region is divided by its own P.
-    """
-    reference, _ = reference_and_light(run)
-    theirs = variance_of(reference)
-    difference = stored.difference.astype(np.float64)
-    variance = stored.variance.astype(np.float64)
-    own = np.full(variance.shape, np.inf)
-    for fit in stored.fits:
-        here = (fit.region.rows, fit.region.columns)
-        scale = fit.scale if fit.scale > 0 else math.inf
-        half_y, half_x = (n // 2 for n in fit.kernel.shape)
-        top, left = max(0, here[0].start - half_y), max(0, here[1].start - half_x)
-        wide = (slice(top, here[0].stop + half_y), slice(left, here[1].stop + half_x))
-        part = target_variance(stored.variance[wide], fit.kernel, theirs[wide])
-        inside = part[
-            here[0].start - top : here[0].stop - top, here[1].start - left : here[1].stop - left
-        ]
-        difference[here] /= scale
-        variance[here] /= scale**2
-        own[here] = inside / scale**2
-    bad = ~np.isfinite(variance) | (variance <= 0)
-    difference[bad], variance[bad], own[bad] = 0.0, np.inf, np.inf
-    return difference, variance, own
 
 
 def _kernel(size: str | int, fwhm: float | None, shape: tuple[int, int]) -> DeltaKernel:

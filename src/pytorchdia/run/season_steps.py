@@ -22,7 +22,7 @@ from ..stars.catalogue import Catalogue, catalogue_from_list, find_stars
 from ..stars.photometry import reference_fluxes, refine_positions
 from ..stars.psf import PSFModel
 from ..stars.psf_fit import fit_psf
-from .difference_steps import epoch_psf, on_reference_scale
+from .epoch import EpochDifference
 from .frame_steps import (
     Source,
     load,
@@ -31,7 +31,6 @@ from .frame_steps import (
     registration_from,
 )
 from .images import (
-    read_difference,
     read_psf,
     read_stack,
     write_frame,
@@ -138,14 +137,12 @@ def stack_differences(name: str, epochs: Sequence[tuple[str, float]], run: Path)
         Name and systematic share of each frame.
     run
     """
-    _, light = reference_and_light(run)
     stack, widths = Stack(), []
     for frame, share in epochs:
-        stored = read_difference(run / "differences" / f"{frame}_diff.fits")
-        psf = epoch_psf(stored, run)
-        difference, _, own = on_reference_scale(stored, run)
-        stack.add(filter_difference(difference, own, stored.flags, psf, light=light, share=share))
-        widths.append(psf.fwhm)
+        epoch = EpochDifference.read(frame, run)
+        images = (epoch.difference, epoch.own, epoch.stored.flags, epoch.psf)
+        stack.add(filter_difference(*images, light=epoch.light, share=share))
+        widths.append(epoch.psf.fwhm)
     return Made((write_stack(run / "stack" / f"{name}.fits", stack),), {"fwhm": widths})
 
 
