@@ -8,6 +8,7 @@ the same paths.
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -151,6 +152,7 @@ def _plugin() -> Any:
         name = "pytorchdia"
 
         def setup(self, worker: Any) -> None:
+            importlib.import_module("pytorchdia.run.pipeline")  # now, not with the first unit
             torch.set_num_threads(1)
             if torch.cuda.is_available():
                 name = str(worker.name)

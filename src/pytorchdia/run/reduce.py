@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,7 @@ from .state import State, Unit
 
 __all__ = ["STEPS", "reduce"]
 
-_WORTH = 20.0  # seconds of work from which it pays to start processes, which takes some five
+_WORTH = 3.0  # seconds of work from which it pays to start processes
 _SHARE = 0.7  # of the free memory that they may fill
 
 
@@ -103,27 +105,32 @@ def _executor(
 
 
 class _AsMuchAsPays:
-    """Works in this process until the first unit of a step shows that more processes would pay."""
+    """Works in this process, and in more from when a unit has shown that these would pay.
+
+    They start while the work goes on here.
+    """
 
     def __init__(self, stack: ExitStack, most: int) -> None:
         self._stack, self._most = stack, most
-        self._executor: Executor = in_this_process
-        self._decided = most == 1
+        self._starting: Future[Executor] | None = None
 
     def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
-        waiting = list(units)
-        if not self._decided and len(waiting) > 1:
+        waiting = deque(units)
+        while waiting and not (self._starting and self._starting.done()):
             started = time.perf_counter()
-            yield from in_this_process(run, waiting[:1])
-            del waiting[0]
+            yield from in_this_process(run, [waiting.popleft()])
             if (time.perf_counter() - started) * len(waiting) > _WORTH:
                 self._start()
-        yield from self._executor(run, waiting)
+        if waiting and self._starting is not None:
+            yield from self._starting.result()(run, waiting)
 
     def _start(self) -> None:
         from .cluster import dask_executor, useful_workers
 
-        self._decided = True
-        workers = useful_workers(self._most, _SHARE)
-        if workers > 1:
-            self._executor = self._stack.enter_context(dask_executor(workers, None))
+        if self._starting is not None or self._most < 2:
+            return
+        self._most = useful_workers(self._most, _SHARE)
+        if self._most > 1:
+            thread = self._stack.enter_context(ThreadPoolExecutor(1))
+            workers = dask_executor(self._most, None)
+            self._starting = thread.submit(self._stack.enter_context, workers)

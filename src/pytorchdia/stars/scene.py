@@ -25,6 +25,7 @@ _CELL = 150  # stars whose errors are computed together beyond that
 _RIDGE = 1e-6  # relative, against two stars in one place
 _HUBER, _REJECT = 3.0, 6.0  # sigma
 _ROUNDS = 3
+_ROUNDING = 1e-12  # relative, of an entry of the normal matrix
 _SHAPE_ERROR = 0.03  # of a star's light, that does not make a pixel an outlier
 
 
@@ -226,6 +227,7 @@ def _variances(gram: csr_array, scene: Scene) -> FloatArray:
     n = len(scene.x)
     if gram.shape[0] <= _DENSE:
         return _diagonal_of_inverse(gram)[:n]
+    gram = _without_rounding(gram)
     variances = np.empty(n)
     across = max(1, round(math.sqrt(n / _CELL)))
     h, w = scene.data.shape
@@ -241,6 +243,15 @@ def _variances(gram: csr_array, scene: Scene) -> FloatArray:
         inverse = _diagonal_of_inverse(csr_array(gram[wider][:, wider]))
         variances[mine] = inverse[np.searchsorted(wider, mine)]
     return variances
+
+
+def _without_rounding(gram: csr_array) -> csr_array:
+    """Without the entries that are nothing but what pixels taken out have left behind."""
+    entries = gram.tocoo()
+    unit = _units(gram)
+    row, column = entries.coords
+    kept = np.abs(entries.data) * unit[row] * unit[column] > _ROUNDING
+    return csr_array((entries.data[kept], (row[kept], column[kept])), shape=gram.shape)
 
 
 def _diagonal_of_inverse(gram: csr_array) -> FloatArray:
