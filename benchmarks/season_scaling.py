@@ -48,13 +48,12 @@ def command(*words: str) -> int:
     return int(done.stderr.split("PEAK")[-1]) * 1024
 
 
-def reduce(folder: Path, workers: int | None) -> dict[str, object]:
+def reduce(folder: Path, workers: int) -> dict[str, object]:
     """Run `pytorchdia reduce` on a folder that has its settings."""
     log = folder / "run" / "log.txt"
     before = log.stat().st_size if log.exists() else 0
-    more = [] if workers is None else ["--workers", str(workers)]
     started = time.perf_counter()
-    peak = command("reduce", str(folder / "config.toml"), "--quiet", *more)
+    peak = command("reduce", str(folder / "config.toml"), "--quiet", "--workers", str(workers))
     seconds = time.perf_counter() - started
     steps: Counter[str] = Counter()
     with open(log, encoding="utf-8") as file:
@@ -75,7 +74,7 @@ def main() -> None:
     season = Season(shape=parse_frame_size(arguments.size), n_stars=arguments.stars)
     rows = []
     for n in arguments.frames:
-        for workers in (None, *arguments.workers):
+        for workers in (1, *arguments.workers):
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 write_season(season, folder, n)
