@@ -27,6 +27,7 @@ from pytorchdia.linalg import cholesky, factorise
 from pytorchdia.objective import Objective
 from pytorchdia.simulate import Stars, render_gaussian, simulate_pair
 from pytorchdia.solvers import ConvolutionLayer, flat_start, gaussian_start
+from pytorchdia.solvers.base import start_with
 from pytorchdia.solvers.conjugate_gradients import conjugate_gradients
 from pytorchdia.testing import example_objective
 
@@ -181,6 +182,20 @@ def test_conjugate_gradients_tell_when_they_fail():
     assert not conjugate_gradients(lambda v: -matrix @ v, rhs, plain, 1e-10, 200).solved
     exact = conjugate_gradients(lambda v: matrix @ v, rhs, factorise(matrix), 1e-10, 200)
     assert exact.iterations <= 2
+
+
+def test_a_kernel_to_start_from_comes_with_its_least_squares_background():
+    pair = simulate_pair(4, (61, 55))
+    o = objective_of(pair, CCDNoise(5.0), degree=1)
+    kernel = torch.rand(7, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    theta = start_with(o, kernel)
+    assert torch.equal(o.model.kernel_image(theta), kernel)
+    root = torch.where(o.use, o.noise.variance(o.target).rsqrt(), 0.0)
+    left = o.target - o.model.mv(torch.cat([kernel.flatten(), theta.new_zeros(3)]))
+    images = [o.model.mv(row) for row in torch.eye(len(theta), dtype=torch.float64)[-3:]]
+    design = torch.stack([(root * image).flatten() for image in images], dim=1)
+    expected = torch.linalg.lstsq(design, (root * left).flatten()[:, None]).solution[:, 0]
+    torch.testing.assert_close(theta[-3:], expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("start", [flat_start, lambda o: gaussian_start(o, 1.3)])
