@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from astropy.io import fits
 
 from pytorchdia import InputError, LightCurves, reduce
@@ -21,6 +20,7 @@ from pytorchdia.run.frames_table import read_frames
 from pytorchdia.run.pipeline import RunSummary
 from pytorchdia.run.tables import read_table
 from pytorchdia.simulate import Stars
+from pytorchdia.threads import one_thread
 
 from .small_season import (
     CONFIG,
@@ -44,10 +44,8 @@ STEPS = (
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Sums then come out the same whatever else the machine does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +230,13 @@ def test_a_changed_setting_repeats_only_what_uses_it(
     assert to_do(reduce(config)) == {**dict.fromkeys(STEPS, 0), "report": 1, **steps}
 
 
+def fails(*_: object) -> None:
+    raise InputError("Not today.")
+
+
 def test_without_candidates_nothing_is_followed_and_the_report_says_so(
     season: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
-        raise InputError("No variables today.")
-
     monkeypatch.setattr("pytorchdia.run.pipeline.find_variables", fails)
     (season / "run" / "candidates.parquet").unlink()
     work = to_do(reduce(season / "config.toml"))
@@ -275,9 +274,6 @@ def test_only_the_last_part_of_the_stack_is_summed_anew(
 def test_a_part_of_the_stack_that_fails_leaves_no_old_candidates(
     season: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
-        raise InputError("No stack today.")
-
     monkeypatch.setattr("pytorchdia.run.pipeline.stack_differences", fails)
     (season / "run/stack/0000.fits").unlink()
     reduce(season / "config.toml")

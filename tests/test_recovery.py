@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pytorchdia.errors import InputError, ReadError
 from pytorchdia.recovery import Recovery, recover, run_season_experiment
 from pytorchdia.simulate.season import Season, frame_number, read_truth, truth_tables, write_season
+from pytorchdia.threads import one_thread
 
 FRAMES = 12
 SEASON = Season(seed=3, shape=(200, 210), n_stars=190, n_saturated=1, n_variables=4, max_shift=9.0)
@@ -19,12 +19,9 @@ SEASON = Season(seed=3, shape=(200, 210), n_stars=190, n_saturated=1, n_variable
 
 @pytest.fixture(scope="module")
 def season(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recovery]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("season")
-    found = run_season_experiment(folder, SEASON, FRAMES)
-    torch.set_num_threads(before)
-    return folder, found
+    with one_thread():
+        return folder, run_season_experiment(folder, SEASON, FRAMES)
 
 
 def test_the_truth_is_read_back(tmp_path: Path) -> None:

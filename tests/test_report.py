@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.image import imread
 
 from pytorchdia import reduce
 from pytorchdia.run.frames_table import read_frames
 from pytorchdia.run.report.numbers import photon_limit
 from pytorchdia.run.report.pictures import cut, shrunk
+from pytorchdia.threads import one_thread
 
 from .small_season import CONFIG, VARIABLE, epochs, write_frame, write_season
 
@@ -69,15 +69,13 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small season with a name that must be escaped and a frame that is no image."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("report") / "season"
     write_season(folder, 5, CONFIG)
     extra = write_frame(folder, epochs(6)[5])
     extra.rename(folder / f"{NASTY}.fits")
     (folder / "broken.fits").write_text("no image")
-    reduce(folder / "config.toml")
-    torch.set_num_threads(threads)
+    with one_thread():
+        reduce(folder / "config.toml")
     return folder / "run"
 
 

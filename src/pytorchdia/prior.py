@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ from .arrays import Basis, Matrix, Params
 from .errors import InputError
 from .kernel import KernelModel
 from .shapelets import Shapelets
+from .threads import one_thread
 
 __all__ = ["Component", "GaussianProcessPrior", "KernelPrior", "Posterior"]
 
@@ -179,7 +179,7 @@ class GaussianProcessPrior(KernelPrior):
         if self.is_known:
             return self
         evidence = _Evidence(information, solution, kernel, projected)
-        with _one_thread():
+        with one_thread():
             main = evidence.maximise(evidence.start(), slice(0, 7))
             extra = np.append(main, main[4:7] + _SECOND)
             both = evidence.maximise(extra, slice(7, 10))
@@ -188,17 +188,6 @@ class GaussianProcessPrior(KernelPrior):
                 found, evidence=evidence.value(both), spread=evidence.spread(both),
                 noisy_reference=self.noisy_reference,
             )  # fmt: skip
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small matrices are worked on three times as fast by one thread as by two that must meet."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _prior_of(x: FloatArray) -> GaussianProcessPrior:

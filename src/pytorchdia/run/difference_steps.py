@@ -26,7 +26,7 @@ from ..solvers import Newton, Solver
 from ..stars.photometry import Fluxes
 from ..subtract import subtract
 from .epoch import EpochDifference
-from .frame_steps import Source, reference_and_light, registered
+from .frame_steps import Source, reference_of, registered
 from .images import write_difference
 from .settings import Settings
 from .state import Made
@@ -48,7 +48,7 @@ def subtract_frame(
     A first look, a few steps without a prior, shows what has changed; the fit that counts leaves
     that out.
     """
-    reference, _ = reference_and_light(run)
+    reference = reference_of(run).frame
     target, noise = registered(source, registration, reference.shape, reference.wcs, settings)
     kernel = _kernel(settings.subtract.kernel, fwhm, reference.shape)
     match = partial(_match, reference=reference, noise=noise, kernel=kernel, settings=settings)

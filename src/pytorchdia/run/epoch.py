@@ -13,8 +13,8 @@ from ..regions import FrameDifference
 from ..stars.catalogue import variance_of
 from ..stars.photometry import Fluxes, measure_fluxes, target_variance
 from ..stars.psf import RegionalPSF
-from .frame_steps import reference_and_light
-from .images import read_difference, read_psf
+from .frame_steps import reference_of
+from .images import read_difference
 from .settings import Settings
 
 __all__ = ["EpochDifference"]
@@ -51,11 +51,10 @@ class EpochDifference:
     @classmethod
     def of(cls, stored: FrameDifference, run: Path) -> EpochDifference:
         """From a difference, with the reference and the PSF of a run."""
-        reference, light = reference_and_light(run)
-        psf = read_psf(run / "psf.fits")
-        models = [psf.convolved(fit.kernel) for fit in stored.fits]
-        images = _on_reference_scale(stored, variance_of(reference))
-        return cls(stored, RegionalPSF(models, stored.region_of), *images, light)
+        reference = reference_of(run)
+        models = [reference.psf.convolved(fit.kernel) for fit in stored.fits]
+        images = _on_reference_scale(stored, variance_of(reference.frame))
+        return cls(stored, RegionalPSF(models, stored.region_of), *images, reference.light)
 
     @classmethod
     def read(cls, name: str, run: Path) -> EpochDifference:

@@ -26,6 +26,7 @@ from ..preparation.quality import FrameQuality, measure_quality
 from ..preparation.register import Registration, find_transform, measure_flux_ratio
 from ..preparation.resample import apply_registration
 from ..preparation.star_detection import DetectedStars, detect_stars
+from ..stars.psf import PSFModel
 from .images import (
     read_frame,
     read_psf,
@@ -180,15 +181,32 @@ def _stamp(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def reference_and_light(run: Path) -> tuple[Frame, FloatArray]:
-    """The reference of a run, and its light at each pixel; kept for the next frame."""
-    return _reference(run, _stamp(run / "reference.fits"))
+@dataclass(frozen=True)
+class RunReference:
+    """The reference of a run.
+
+    Attributes
+    ----------
+    frame : Frame
+    psf : PSFModel
+    light : ndarray
+        What a star at each pixel would have for a flux [ADU], (h, w).
+    """
+
+    frame: Frame
+    psf: PSFModel
+    light: FloatArray
+
+
+def reference_of(run: Path) -> RunReference:
+    """The reference of a run; kept for the next frame."""
+    return _reference(run, _stamp(run / "reference.fits"), _stamp(run / "psf.fits"))
 
 
 @lru_cache(maxsize=1)
-def _reference(run: Path, stamp: tuple[int, int]) -> tuple[Frame, FloatArray]:
-    reference = read_frame(run / "reference.fits", "reference")
-    return reference, reference_light(reference, read_psf(run / "psf.fits"))
+def _reference(run: Path, *stamps: tuple[int, int]) -> RunReference:
+    frame, psf = read_frame(run / "reference.fits", "reference"), read_psf(run / "psf.fits")
+    return RunReference(frame, psf, reference_light(frame, psf))
 
 
 @lru_cache(maxsize=2)

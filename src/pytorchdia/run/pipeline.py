@@ -235,21 +235,17 @@ class _Season:
         self._advance("subtract", units)
 
     def _measure_fluxes(self) -> None:
-        reference = self._states["reference"]["reference"].content
-        subtracted = self._states["subtract"]
         units = [
             Unit(
                 "photometry", name,
                 digest_of({
-                    "difference": state.content,
-                    "reference": reference,
-                    "quality": self._states["measure"][name].content,
+                    **self._epoch_inputs(name),
                     "settings": self._of("photometry", "variables"),
                 }),
                 photometry_of_frame,
                 (name, self._states["measure"][name].values, self.settings, self.run),
             )
-            for name, state in subtracted.items()
+            for name in self._states["subtract"]
         ]  # fmt: skip
         measured = self._advance("photometry", units)
         if not measured:
@@ -296,9 +292,7 @@ class _Season:
             Unit(
                 "follow", name,
                 digest_of({
-                    "difference": self._states["subtract"][name].content,
-                    "reference": self._states["reference"]["reference"].content,
-                    "quality": self._states["measure"][name].content,
+                    **self._epoch_inputs(name),
                     "candidates": found["candidates"].values["followed"],
                     "settings": self._of("photometry"),
                 }),
@@ -307,6 +301,14 @@ class _Season:
             )
             for name in (measured if found else ())
         ])  # fmt: skip
+
+    def _epoch_inputs(self, name: str) -> dict[str, str]:
+        """What is measured in, for the digest of a measurement."""
+        return {
+            "difference": self._states["subtract"][name].content,
+            "reference": self._states["reference"]["reference"].content,
+            "quality": self._states["measure"][name].content,
+        }
 
     def _report(self) -> None:
         whole = {

@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
-import torch
-
+from ..threads import one_thread
 from .pipeline import STEPS, Executor, Progress, RunSummary, in_this_process, run_season
 from .settings import Settings, load_settings
 from .state import State, Unit
@@ -90,13 +89,8 @@ def _executor(
         if importlib.util.find_spec("distributed") is None:
             yield in_this_process
             return
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the other processes, for the same rounding
-        try:
-            with ExitStack() as stack:
-                yield _AsMuchAsPays(stack, threads)
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread() as threads, ExitStack() as stack:  # as in the other processes
+            yield _AsMuchAsPays(stack, threads)
         return
     from .cluster import dask_executor  # Dask is an extra
 
@@ -125,10 +119,10 @@ class _AsMuchAsPays:
             yield from self._starting.result()(run, waiting)
 
     def _start(self) -> None:
-        from .cluster import dask_executor, useful_workers
-
         if self._starting is not None or self._most < 2:
             return
+        from .cluster import dask_executor, useful_workers  # Dask is an extra
+
         self._most = useful_workers(self._most, _SHARE)
         if self._most > 1:
             thread = self._stack.enter_context(ThreadPoolExecutor(1))

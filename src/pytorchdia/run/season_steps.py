@@ -24,14 +24,14 @@ from ..stars.psf import PSFModel
 from ..stars.psf_fit import fit_psf
 from .epoch import EpochDifference
 from .frame_steps import (
+    RunReference,
     Source,
     load,
-    reference_and_light,
+    reference_of,
     registered,
     registration_from,
 )
 from .images import (
-    read_psf,
     read_stack,
     write_frame,
     write_psf,
@@ -160,7 +160,7 @@ def find_variables(
     settings, run
     """
     stars = catalogue_of(run)
-    reference, _ = reference_and_light(run)
+    reference = reference_of(run)
     stack = Stack()
     for part in parts:
         stack = stack.joined(read_stack(run / "stack" / f"{part}.fits"))
@@ -168,11 +168,12 @@ def find_variables(
     threshold = settings.variables.threshold
     candidates = merge_detections(
         [_detections(run, name) for name in names],
-        stack_detections(stack, fwhm, threshold=threshold), stars, fwhm=fwhm, shape=reference.shape,
+        stack_detections(stack, fwhm, threshold=threshold), stars, fwhm=fwhm,
+        shape=reference.frame.shape,
     )  # fmt: skip
     path = run / "candidates.parquet"
-    columns = _columns(candidates, names, reference)
-    columns |= _on_reference(candidates, reference, stars, run)
+    columns = _columns(candidates, names, reference.frame)
+    columns |= _on_reference(candidates, reference, stars)
     write_table(path, CANDIDATES, columns, rows=len(candidates))
     values = {
         "candidates": len(candidates),
@@ -186,7 +187,7 @@ def find_variables(
 
 
 def _on_reference(
-    candidates: Sequence[Candidate], reference: Frame, stars: Catalogue, run: Path
+    candidates: Sequence[Candidate], reference: RunReference, stars: Catalogue
 ) -> dict[str, FloatArray]:
     """Flux on the reference: that of the star, or measured beside all stars where there is none."""
     flux, error = np.full((2, len(candidates)), np.nan)
@@ -197,9 +198,9 @@ def _on_reference(
     new = [i for i, c in enumerate(candidates) if c.kind is Kind.NEW]
     if new:
         x, y = (np.array([getattr(candidates[i], axis) for i in new]) for axis in "xy")
-        psf = read_psf(run / "psf.fits")
-        more = stars.joined(catalogue_from_list(reference, x=x, y=y, fwhm=psf.fwhm))
-        found = reference_fluxes(reference, psf, more)
+        frame, psf = reference.frame, reference.psf
+        more = stars.joined(catalogue_from_list(frame, x=x, y=y, fwhm=psf.fwhm))
+        found = reference_fluxes(frame, psf, more)
         added = slice(len(stars), None)
         flux[new] = np.where(found.valid, found.flux, np.nan)[added]
         error[new] = np.where(found.valid, found.error, np.nan)[added]

@@ -142,27 +142,33 @@ def gaussian_start(objective: Objective, sigma: float) -> Params:
 
 def kernel_start(objective: Objective, kernel: Kernel) -> Params:
     """A given kernel K, and B_0 the median of the target, (..., p)."""
-    model = objective.model
-    coefficients = model.kernel.coefficients(kernel.to(model.device))
+    device = objective.model.device
     used = torch.where(objective.use, objective.target, torch.nan)
-    level = sample(used).flatten(-2).nanmedian(dim=-1).values.to(model.device, torch.float64)
-    background = level.new_zeros(*level.shape, model.background.n_params)
-    background[..., 0] = level.nan_to_num(nan=0.0)
-    return torch.cat([coefficients.expand(*level.shape, -1), background], dim=-1)
+    level = sample(used).flatten(-2).nanmedian(dim=-1).values.to(device, torch.float64)
+    start = _without_background(objective, kernel)
+    start[..., objective.model.kernel.n_params] = level.nan_to_num(nan=0.0)
+    return start
 
 
 def start_with(objective: Objective, kernel: Kernel) -> Params:
     """A given kernel K, and the background that suits it best by least squares, (..., p)."""
-    start = kernel_start(objective, kernel)
+    start = _without_background(objective, kernel)
     n_b = objective.model.background.n_params
     weights, projected = objective.weighted_target()
-    start[..., -n_b:] = 0.0
     unit = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)[-n_b:]
     product = partial(objective.hessian_product, weights)
     normal = torch.stack([product(row.expand_as(start))[..., -n_b:] for row in unit], dim=-1)
     left = (projected - product(start))[..., -n_b:]
     start[..., -n_b:] = torch.linalg.solve(normal, left)
     return start
+
+
+def _without_background(objective: Objective, kernel: Kernel) -> Params:
+    """A given kernel for each pair, and a background of 0, (..., p)."""
+    model, lead = objective.model, objective.target.shape[:-2]
+    coefficients = model.kernel.coefficients(kernel.to(model.device, torch.float64))
+    background = coefficients.new_zeros(*lead, model.background.n_params)
+    return torch.cat([coefficients.expand(*lead, -1), background], dim=-1)
 
 
 def singular_finding(jitter: float) -> Finding:

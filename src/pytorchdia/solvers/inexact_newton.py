@@ -56,7 +56,7 @@ def descend(
     max_steps: int,
     start: Params | None,
     on_step: OnStep | None,
-    polish: bool = True,
+    polish: bool,
 ) -> tuple[dict[int, Solution], Left]:
     """Fit all pairs of a stack; in the objective's dtype first, then in float64.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import Finding
 from ...regions import FrameDifference
-from ..frame_steps import Source, reference_and_light, registered, registration_from
+from ..frame_steps import Source, reference_of, registered, registration_from
 from ..frames_table import FrameRow
 from ..images import read_difference
 from ..lightcurves import LightCurves
@@ -81,7 +81,7 @@ def make_report(
     curves = LightCurves(run)
     found = run / "candidates.parquet"
     candidates: list[dict[str, Any]] = read_table(found).to_pylist() if found.exists() else []
-    reference, _ = reference_and_light(run)
+    reference = reference_of(run).frame
     image = np.where(reference.mask.numpy(), np.nan, reference.data.numpy())
     made = State.read(run, "reference", "reference")
     fwhm = float(made.values["fwhm"]) if made is not None else 4.0
@@ -163,7 +163,7 @@ def _stamps(
         state = State.read(run, "register", name)
         if state is None or not sources[name].path.is_file():
             continue
-        reference, _ = reference_and_light(run)
+        reference = reference_of(run).frame
         frame, _ = registered(
             sources[name], registration_from(state.values), reference.shape, reference.wcs, settings
         )
