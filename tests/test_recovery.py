@@ -13,6 +13,8 @@ from pytorchdia.recovery import Recovery, recover, run_season_experiment
 from pytorchdia.simulate.season import Season, frame_number, read_truth, truth_tables, write_season
 from pytorchdia.threads import one_thread
 
+pytestmark = pytest.mark.xdist_group("recovery")  # the season is made once
+
 FRAMES = 12
 SEASON = Season(seed=3, shape=(200, 210), n_stars=190, n_saturated=1, n_variables=4, max_shift=9.0)
 

@@ -97,6 +97,68 @@ def test_cosmic_rays_and_neighbours_of_bad_pixels_are_flagged() -> None:
     assert all(flag.meaning for flag in DetectionFlag)
 
 
+def trail(slope: float, height: float):
+    """Light along a line through the middle, of the width of the PSF [ADU a pixel]."""
+    y, x = np.indices(SHAPE) - np.array([SHAPE[0] / 2, SHAPE[1] / 2])[:, None, None]
+    across = (y - slope * x) / np.hypot(1.0, slope)
+    return height * np.exp(-0.5 * (across / SIGMA) ** 2)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.4, -3.0, 1e6])
+@pytest.mark.parametrize("height", [4.5, 10.0, -10.0])
+def test_trails_of_any_slope_are_flagged_and_sources_on_faint_ones_are_not(
+    slope: float, height: float
+) -> None:
+    difference = trail(slope, height) + noise(11)
+    found, _ = search(difference)
+    assert len(found) >= 5
+    flagged = (found.flags & (DetectionFlag.TRAIL_OR_HALO | DetectionFlag.ILL_SHAPED)) != 0
+    assert flagged.mean() > 0.9
+    if abs(height) < 5:
+        star, _ = search(difference + image([60.0], [55.0], [30 * FLUX_ERROR]))
+        assert np.hypot(star.x[0] - 60.0, star.y[0] - 55.0) < 1.0
+        assert not star.flags[0] & DetectionFlag.TRAIL_OR_HALO
+
+
+def test_the_halo_of_a_masked_star_is_flagged() -> None:
+    y, x = np.indices(SHAPE)
+    distance = np.hypot(y - 50, x - 60)
+    flags = np.where(distance < 10, Flag.SATURATED, 0).astype(np.int16)
+    halo, apart = 14.0 * np.exp(-(distance - 10) / 10), []
+    for seed in range(20):
+        found, _ = search(halo + noise(500 + seed), flags)
+        apart += list(found.flags[np.hypot(found.x - 60, found.y - 50) > 10 + FWHM + 1])
+    assert len(apart) > 20
+    assert (np.array(apart) & DetectionFlag.TRAIL_OR_HALO != 0).mean() > 0.9
+
+
+def test_faint_sources_in_a_crowd_of_changes_are_not_taken_for_a_trail() -> None:
+    rng = np.random.default_rng(13)
+    flagged = []
+    for seed in range(30):
+        x, y = (v.ravel() for v in np.meshgrid(np.arange(15, 110, 16.0), np.arange(15, 100, 16.0)))
+        x, y = x + rng.uniform(-3, 3, x.shape), y + rng.uniform(-3, 3, y.shape)
+        flux = rng.uniform(6.5, 30.0, x.shape) * FLUX_ERROR * rng.choice([-1, 1], x.shape)
+        found, _ = search(image(x, y, flux) + noise(300 + seed))
+        near = [int(np.hypot(found.x - a, found.y - b).argmin()) for a, b in zip(x, y, strict=True)]
+        flagged += list((found.flags[near] & DetectionFlag.TRAIL_OR_HALO) != 0)
+    assert len(flagged) == 30 * 36
+    assert np.mean(flagged) < 0.02
+
+
+def test_a_trail_that_only_the_stack_shows_is_doubtful() -> None:
+    stack, epochs = Stack(), []
+    for k in range(12):
+        found, filtered = search(trail(0.0, 2.0 * (-1) ** k) + noise(400 + k))
+        stack.add(filtered)
+        epochs.append(found)
+    only = stack_detections(stack, FWHM)
+    assert len(only) >= 5
+    assert ((only.flags & DetectionFlag.TRAIL_OR_HALO) != 0).mean() > 0.9
+    merged = merge_detections(epochs, only, catalogue_of([], []), fwhm=FWHM, shape=SHAPE)
+    assert sum(c.kind is not Kind.DOUBTFUL for c in merged) <= 1
+
+
 def test_noise_beyond_the_error_map_raises_the_bar() -> None:
     found, filtered = search(2.0 * noise(5))
     assert len(found) <= 1
@@ -173,7 +235,7 @@ def test_what_one_epoch_alone_puts_into_the_stack_is_doubtful() -> None:
     alone = stack_detections(stack, FWHM)
     on_it = np.abs(alone.x - 61.0) < 3.0
     assert on_it.any()
-    assert (alone.flags[on_it] == DetectionFlag.ONE_EPOCH).all()
+    assert ((alone.flags[on_it] & DetectionFlag.ONE_EPOCH) != 0).all()
     merged = merge_detections(epochs, alone, catalogue_of([20.0], [20.0]), fwhm=FWHM, shape=SHAPE)
     assert sum(c.kind is not Kind.DOUBTFUL for c in merged) <= 1
 

@@ -15,11 +15,12 @@ DATA = Path(
 ).resolve()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Skip the tests of this folder without the frames; else keep them in one process."""
+    """Skip the tests of this folder without the frames; else keep each file in one process."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("real"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
             if not DATA.is_dir():
                 item.add_marker(pytest.mark.skip(reason="the real frames are not at hand"))
 

@@ -18,6 +18,7 @@ from ..stars.catalogue import Catalogue
 from ..stars.matched_filter import find_peaks
 from .detections import DetectionFlag, Detections
 from .stack import Stack
+from .surroundings import part_of_trail_or_halo
 
 __all__ = [
     "Candidate",
@@ -92,7 +93,7 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     """Sources that scatter over the epochs, or whose mean is not that of the reference.
 
     Their significance is that without their strongest epoch. One that a single epoch makes is
-    flagged: what is real there is found in that epoch itself.
+    flagged: what is real there is found in that epoch itself. So is what is part of a trail.
 
     Parameters
     ----------
@@ -103,7 +104,8 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
         Least significance.
     """
     z = stack.total.significance()
-    x, y = find_peaks(stack.noise.significance(), threshold, max(1.0, 0.5 * fwhm))
+    sharp = stack.noise.significance()
+    x, y = find_peaks(sharp, threshold, max(1.0, 0.5 * fwhm))
     iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
     strong = z[iy, ix] >= threshold
     x, y, iy, ix = x[strong], y[strong], iy[strong], ix[strong]
@@ -111,10 +113,12 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     x, y, iy, ix = x[order], y[order], iy[order], ix[order]
     average = stack.mean_flux()
     left = stack.total.without_the_largest()[iy, ix]
+    wide = part_of_trail_or_halo(sharp, stack.noise.n > 0, x, y, fwhm)
+    flags = np.where(left < threshold, int(DetectionFlag.ONE_EPOCH), 0)
+    flags |= np.where(wide, int(DetectionFlag.TRAIL_OR_HALO), 0)
     return Detections(
-        x, y, average.flux[iy, ix], average.error[iy, ix], np.minimum(z[iy, ix], left),
-        np.where(left < threshold, int(DetectionFlag.ONE_EPOCH), 0),
-    )  # fmt: skip
+        x, y, average.flux[iy, ix], average.error[iy, ix], np.minimum(z[iy, ix], left), flags
+    )
 
 
 def merge_detections(

@@ -27,6 +27,7 @@ BoolArray = NDArray[np.bool_]
 
 _THRESHOLD = 5.0  # sigma
 _A_STAR = 20.0  # sigma, least light of one that tells how well stars are subtracted
+_CHANGED_ALL_THE_SAME = int(DetectionFlag.NEAR_BAD_PIXELS | DetectionFlag.TRAIL_OR_HALO)
 _LEAST = 0.3  # sigma of a pixel; a change below it bends nothing
 
 
@@ -37,7 +38,7 @@ def changed_sources(
     psf: PSF,
     light: FloatArray,
 ) -> Detections:
-    """Sources of a difference that have the shape of the PSF, near bad pixels or not.
+    """Sources of a difference that have the shape of the PSF, near bad pixels or in trails or not.
 
     What looks like a star that is ill subtracted is none of them: to leave the brightest stars out
     of the fit would not make it better.
@@ -55,7 +56,7 @@ def changed_sources(
     share = systematic_share(noise.flux[star], noise.error[star], light[star])
     filtered = with_systematic(noise, psf, light, share)
     found = find_in_difference(difference, variance, flags, psf, filtered, threshold=_THRESHOLD)
-    return found.chosen((found.flags & ~int(DetectionFlag.NEAR_BAD_PIXELS)) == 0)
+    return found.chosen((found.flags & ~_CHANGED_ALL_THE_SAME) == 0)
 
 
 def footprints(sources: Detections, variance: NDArray[np.floating], psf: PSF) -> BoolArray:

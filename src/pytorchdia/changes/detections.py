@@ -16,6 +16,7 @@ from ..frame import Flag, Frame
 from ..stars.catalogue import variance_of
 from ..stars.matched_filter import Filtered, disc, find_peaks, matched_filter, smooth_sky
 from ..stars.psf import PSF
+from .surroundings import part_of_trail_or_halo
 
 __all__ = [
     "DetectionFlag",
@@ -46,6 +47,7 @@ class DetectionFlag(DescribedFlag):
     ILL_SHAPED = (2, "does not have the shape of the PSF")
     NEAR_BAD_PIXELS = (4, "saturated or bad pixels within one FWHM")
     ONE_EPOCH = (8, "in the stack because of a single epoch, which does not show it")
+    TRAIL_OR_HALO = (16, "nearly as bright beside it, along a line or all round")
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,9 @@ def find_in_difference(
     near = _near(found, (bits & _BAD) != 0, psf.fwhm)
     verdict = np.zeros(len(found), dtype=np.int64)
     verdict[near] |= DetectionFlag.NEAR_BAD_PIXELS
+    known = np.isfinite(filtered.error)
+    wide = part_of_trail_or_halo(filtered.over_noise, known, found.x, found.y, psf.fwhm)
+    verdict[wide] |= DetectionFlag.TRAIL_OR_HALO
     lobes = _opposite_lobes(found, filtered.significance, psf.fwhm)
     for i in range(len(found)):
         here, lobe = (float(found.x[i]), float(found.y[i])), lobes[i]
