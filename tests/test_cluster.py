@@ -85,9 +85,15 @@ def test_processes_are_started_where_they_pay(
     started = []
 
     @contextmanager
-    def counted(workers: int | None, scheduler: str | None) -> Iterator[Executor]:
+    def counted(
+        workers: int | None, scheduler: str | None, *, here_too: bool = False
+    ) -> Iterator[Executor]:
         started.append(workers)
-        with dask_executor(workers, scheduler) as executor:
+        with dask_executor(workers, scheduler, here_too=here_too) as executor:
+            assert here_too
+            pids = executor.client.run(os.getpid)  # type: ignore[attr-defined]
+            assert len(set(pids.values())) == workers
+            assert os.getpid() in pids.values()  # this process goes on working
             yield executor
 
     monkeypatch.setattr("pytorchdia.run.cluster.dask_executor", counted)
@@ -102,6 +108,20 @@ def test_processes_are_started_where_they_pay(
     assert started == [2] * clusters
     assert [row.status for row in summary.rows] == ["done"] * 4
     assert len(LightCurves(tmp_path / "run")[1]) == 4
+
+
+@pytest.mark.parametrize("visible", [None, "5,GPU-8a1f"])
+def test_each_worker_sees_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with dask_executor(2, None) as executor:
+        seen = executor.client.run(os.getenv, "CUDA_VISIBLE_DEVICES")  # type: ignore[attr-defined]
+    assert sorted(seen.values()) == (visible.split(",") if visible else ["0", "1"])
 
 
 def test_there_are_no_more_processes_than_memory_bears() -> None:

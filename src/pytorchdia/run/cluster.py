@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -28,25 +30,29 @@ PATIENCE = 30.0
 
 # Dask has its workers give freed memory back to the system at once. Images are freed and asked for
 # all the time here: getting their pages anew took half of a worker's time.
-_KEEP = (
-    ("MALLOC_TRIM_THRESHOLD_", 2**30),
-    ("MALLOC_MMAP_THRESHOLD_", 2**28),
-    ("MALLOC_ARENA_MAX", 1),
-)
+_KEEP = {
+    "MALLOC_TRIM_THRESHOLD_": 2**30,
+    "MALLOC_MMAP_THRESHOLD_": 2**28,
+    "MALLOC_ARENA_MAX": 1,
+}
 
 _AHEAD = 3  # units in hand for each worker, so that none waits; memory stays flat in their number
 
 
 @contextmanager
-def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Executor]:
+def dask_executor(
+    workers: int | None, scheduler: str | None, *, here_too: bool = False
+) -> Iterator[Executor]:
     """An executor over Dask workers.
 
     Parameters
     ----------
     workers : int, optional
-        Processes to start on this machine, one torch thread each.
+        Processes to work on this machine, one torch thread each, and one GPU where there are any.
     scheduler : str, optional
         Address of a running scheduler, such as ``tcp://host:8786``, in place of ``workers``.
+    here_too : bool
+        This process is one of the workers.
 
     Raises
     ------
@@ -54,20 +60,13 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
         Dask is not installed, or the scheduler does not answer.
     """
     try:
-        import dask
         from dask import distributed
     except ImportError as error:
         raise InputError(
             "More than one process needs Dask, which is not installed; "
             "pip install 'pytorchdia[cluster]', or leave out --workers and --scheduler."
         ) from error
-    cluster = None
-    if scheduler is None:
-        with dask.config.set({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in _KEEP}):
-            cluster = distributed.LocalCluster(
-                n_workers=workers or 1, threads_per_worker=1, processes=True,
-                dashboard_address=":0",
-            )  # fmt: skip
+    cluster = None if scheduler is not None else _local_cluster(workers or 1, here_too)
     try:
         try:
             client = distributed.Client(
@@ -83,6 +82,35 @@ def dask_executor(workers: int | None, scheduler: str | None) -> Iterator[Execut
     finally:
         if cluster is not None:
             cluster.close()
+
+
+def _local_cluster(workers: int, here_too: bool) -> Any:
+    from dask import config, distributed
+
+    address = {"host": "127.0.0.1", "protocol": "tcp://"}
+    options = address | {
+        "nthreads": 1, "dashboard": False, "memory_limit": 0, "silence_logs": logging.WARNING,
+    }  # fmt: skip
+    here = {"cls": distributed.Worker, "options": options}
+    gpus = _gpus()
+    each = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(workers)]
+    elsewhere = [{"cls": distributed.Nanny, "options": options | {"env": env}} for env in each]
+    specification = dict(enumerate([here, *elsewhere[1:]] if here_too else elsewhere))
+    scheduler = {"cls": distributed.Scheduler, "options": address | {"dashboard_address": ":0"}}
+    settings: dict[str, Any] = {"distributed.worker.profile.enabled": False}
+    settings |= {f"distributed.nanny.pre-spawn-environ.{name}": v for name, v in _KEEP.items()}
+    with config.set(settings):
+        return distributed.SpecCluster(
+            workers=specification, scheduler=scheduler, silence_logs=logging.WARNING
+        )
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def useful_workers(most: int, share: float) -> int:
@@ -146,17 +174,13 @@ class _DaskExecutor:
 def _plugin() -> Any:
     from dask import distributed
 
-    class OneThreadOneGPU(distributed.WorkerPlugin):
-        """One torch thread for each worker, and one GPU where there are any."""
+    class OneThread(distributed.WorkerPlugin):
+        """One torch thread for each worker."""
 
         name = "pytorchdia"
 
         def setup(self, worker: Any) -> None:
             importlib.import_module("pytorchdia.run.pipeline")  # now, not with the first unit
             torch.set_num_threads(1)
-            if torch.cuda.is_available():
-                name = str(worker.name)
-                number = int(name) if name.isdigit() else 0
-                torch.cuda.set_device(number % torch.cuda.device_count())
 
-    return OneThreadOneGPU()
+    return OneThread()

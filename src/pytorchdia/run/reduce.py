@@ -126,5 +126,5 @@ class _AsMuchAsPays:
         self._most = useful_workers(self._most, _SHARE)
         if self._most > 1:
             thread = self._stack.enter_context(ThreadPoolExecutor(1))
-            workers = dask_executor(self._most, None)
+            workers = dask_executor(self._most, None, here_too=True)
             self._starting = thread.submit(self._stack.enter_context, workers)
