@@ -41,6 +41,7 @@ _FEW_SMALL = 30  # and for frames of less than
 _SMALL = 2**17  # this many pixels, whose products cost little
 _LARGE = 2**22  # pixels from which memory is worth more than one transform of each tile
 _SLOW = 1e-3  # share of the decrement that a step near the minimum may leave
+_LEAST_SHARE = 0.2  # of a step; one that must be shorter is a matter for the slow path
 _PATIENCE = 4  # steps near the minimum after which a loss counts as rough, if it has not converged:
 _ROUGH = 100.0  # it then ends within this many times the goal
 _POLISH = 5  # steps within the goal that may be spent on P
@@ -138,8 +139,7 @@ class _Descent:
             near = self.is_near()
             last = self.steps >= self.max_steps
             dtype = torch.float64 if near or last else self.dtype
-            e = self.evaluate(dtype)
-            self.check(e, dtype)
+            e = self.descended(self.evaluate(dtype), dtype)
             if dtype == torch.float64:
                 self.release(e, last)
             if not bool(self.active.any()):
@@ -172,16 +172,31 @@ class _Descent:
             self.prepare()
         return e._replace(curvature=None)
 
-    def check(self, e: Evaluation, dtype: torch.dtype) -> None:
-        """Hand back the pairs whose loss did not fall."""
+    def descended(self, e: Evaluation, dtype: torch.dtype) -> Evaluation:
+        """Where all losses fell: after halves of the step for pairs that it led too far.
+
+        Those whose loss does not fall then either are handed back.
+        """
+        share = 1.0
+        while bool((missed := self.active & ~self.fallen(e, dtype, share)).any()):
+            if share < _LEAST_SHARE or bool(self.last_loss.isinf().all()):
+                first = bool(self.last_loss.isinf().all())
+                self.hand_back(missed, None if first else self.last_theta)
+                break
+            share *= 0.5
+            middle = 0.5 * (self.theta + self.last_theta)
+            self.theta = torch.where(missed[:, None], middle, self.theta)
+            e = self.evaluate(dtype)
+        self.last_loss, self.last_dtype = e.loss, dtype
+        return e
+
+    def fallen(self, e: Evaluation, dtype: torch.dtype, share: float) -> Tensor:
+        """Whether the loss of each pair fell as a share of the step should make it."""
         coarseness = max(_ROUNDING[dtype], _ROUNDING[self.last_dtype])
         rounding = coarseness * (e.loss.abs() + self.objective.counts)
-        goal = self.last_loss - ARMIJO * 2.0 * self.last_decrement + rounding
+        goal = self.last_loss - ARMIJO * 2.0 * share * self.last_decrement + rounding
         goal = torch.where(self.last_loss.isinf(), self.last_loss, goal)
-        fallen = torch.isfinite(e.loss) & (e.loss <= goal)
-        first = bool(self.last_loss.isinf().all())
-        self.hand_back(self.active & ~fallen, None if first else self.last_theta)
-        self.last_loss, self.last_dtype = e.loss, dtype
+        return torch.isfinite(e.loss) & (e.loss <= goal)
 
     def step(self, e: Evaluation, tol: float) -> None:
         """One full Newton step for every pair under way."""
