@@ -26,7 +26,7 @@ from pytorchdia.image_model import ImageModel
 from pytorchdia.linalg import cholesky, factorise
 from pytorchdia.objective import Objective
 from pytorchdia.simulate import Stars, render_gaussian, simulate_pair
-from pytorchdia.solvers import ConvolutionLayer, flat_start, gaussian_start
+from pytorchdia.solvers import ConvolutionLayer, flat_start, gaussian_start, inexact_newton
 from pytorchdia.solvers.base import start_with
 from pytorchdia.solvers.conjugate_gradients import conjugate_gradients
 from pytorchdia.testing import example_objective
@@ -220,6 +220,19 @@ def test_newton_converges_on_losses_that_are_not_convex(likelihood):
     assert solution.status is Status.CONVERGED
     curvature = o.evaluate(solution.theta).curvature
     assert factorise(o.hessian(curvature), max_jitter=0.0) is not None  # a minimum, not a saddle
+
+
+def test_a_step_that_goes_too_far_is_halved(monkeypatch):
+    pair, _ = with_outliers(simulate_pair(21, (70, 62)), np.random.default_rng(21), 0.02)
+    o = objective_of(pair, CCDNoise(5.0), StudentT())
+    stack = dataclasses.replace(o, target=o.target[None], use=o.use[None])
+    done, left = inexact_newton.descend(stack, 1e-6, 50, None, None, True)
+    assert not left
+    slow = Newton(matrix_free=False).solve(o)
+    assert done[0].loss == pytest.approx(slow.loss, abs=1e-6)
+    torch.testing.assert_close(done[0].theta, slow.theta, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(inexact_newton, "_HALVINGS", 0)
+    assert inexact_newton.descend(stack, 1e-6, 50, None, None, True)[1]  # it did go too far
 
 
 def test_robust_losses_and_clipping_resist_cosmic_rays():

@@ -41,7 +41,8 @@ _FEW_SMALL = 30  # and for frames of less than
 _SMALL = 2**17  # this many pixels, whose products cost little
 _LARGE = 2**22  # pixels from which memory is worth more than one transform of each tile
 _SLOW = 1e-3  # share of the decrement that a step near the minimum may leave
-_LEAST_SHARE = 0.2  # of a step; one that must be shorter is a matter for the slow path
+_LEAST_SHARE = 0.2  # of a step; one that must be shorter is a matter for the slow path,
+_HALVINGS = 4  # and so is a loss that needs more of them than these
 _PATIENCE = 4  # steps near the minimum after which a loss counts as rough, if it has not converged:
 _ROUGH = 100.0  # it then ends within this many times the goal
 _POLISH = 5  # steps within the goal that may be spent on P
@@ -119,6 +120,7 @@ class _Descent:
         self.last_theta = self.theta
         self.last_loss = torch.full((len(pairs),), math.inf, dtype=torch.float64, device=device)
         self.last_dtype = dtype
+        self.halvings = torch.zeros(len(pairs), dtype=torch.int64, device=device)
         self.last_decrement = self.last_loss
         self.last_left = self.last_loss
         self.curvature: Tiled = []
@@ -175,15 +177,18 @@ class _Descent:
     def descended(self, e: Evaluation, dtype: torch.dtype) -> Evaluation:
         """Where all losses fell: after halves of the step for pairs that it led too far.
 
-        Those whose loss does not fall then either are handed back.
+        Those whose loss does not fall then either, or that were led astray too often, are handed
+        back.
         """
-        share = 1.0
+        first, share = bool(self.last_loss.isinf().all()), 1.0
         while bool((missed := self.active & ~self.fallen(e, dtype, share)).any()):
-            if share < _LEAST_SHARE or bool(self.last_loss.isinf().all()):
-                first = bool(self.last_loss.isinf().all())
-                self.hand_back(missed, None if first else self.last_theta)
+            lost = missed & (first | (share < _LEAST_SHARE) | (self.halvings >= _HALVINGS))
+            self.hand_back(lost, None if first else self.last_theta)
+            missed = missed & ~lost
+            if not bool(missed.any()):
                 break
             share *= 0.5
+            self.halvings = self.halvings + missed
             middle = 0.5 * (self.theta + self.last_theta)
             self.theta = torch.where(missed[:, None], middle, self.theta)
             e = self.evaluate(dtype)
@@ -313,7 +318,7 @@ class _Descent:
         self.curvature = [part[rows] for part in self.curvature]
         self.factor = self.factor[rows]
         for name in ("active", "theta", "last_theta", "last_loss", "last_decrement", "last_left",
-                     "scale_error"):  # fmt: skip
+                     "halvings", "scale_error"):  # fmt: skip
             setattr(self, name, getattr(self, name)[rows])
 
     def cast(self, curvature: Tiled) -> Tiled:
