@@ -18,6 +18,7 @@ from pytorchdia import InputError, LightCurves, reduce
 from pytorchdia.errors import ReadError, WriteError
 from pytorchdia.run.frames_table import read_frames
 from pytorchdia.run.pipeline import RunSummary
+from pytorchdia.run.state import State
 from pytorchdia.run.tables import read_table
 from pytorchdia.simulate import Stars
 from pytorchdia.threads import one_thread
@@ -255,6 +256,39 @@ def test_a_frame_that_is_added_and_taken_away_again(season: Path) -> None:
     (season / "frame900.fits").unlink()
     assert to_do(reduce(season / "config.toml"))["subtract"] == 0
     assert products(season / "run") == before
+
+
+def test_a_better_night_does_not_change_the_earlier_ones_unless_asked(season: Path) -> None:
+    config, run = season / "config.toml", season / "run"
+    old = State.read(run, "reference", "reference")
+    assert old is not None
+    before = {k: v for k, v in products(run).items() if k.startswith("differences/")}
+    for k in range(2):  # sharper than all others
+        write_frame(season, Epoch(f"frame80{k}", 59012.0 + k, (2.0, 1.0), 1.0, 1.0, 0.0))
+    work = to_do(reduce(config))
+    assert work["reference"] == 0
+    assert work["measure"] == work["register"] == work["subtract"] == work["photometry"] == 2
+    assert before.items() <= products(run).items()
+    assert "reference.keep = false would take frame80" in (run / "log.txt").read_text()
+    (run / "reference.fits").unlink()  # made again of the same frames
+    assert to_do(reduce(config))["subtract"] == 0
+    (season / f"{old.values['grid']}.fits").unlink()  # a reason to choose anew
+    assert to_do(reduce(config))["reference"] == 1
+    new = State.read(run, "reference", "reference")
+    assert new is not None
+    assert new.values["grid"].startswith("frame80")
+
+
+def test_the_reference_is_chosen_anew_if_asked(season: Path) -> None:
+    for k in range(2):
+        write_frame(season, Epoch(f"frame80{k}", 59012.0 + k, (2.0, 1.0), 1.0, 1.0, 0.0))
+    (season / "config.toml").write_text(CONFIG + "[reference]\nkeep = false\n")
+    work = to_do(reduce(season / "config.toml"))
+    assert work["reference"] == 1
+    assert work["subtract"] == 8
+    made = State.read(season / "run", "reference", "reference")
+    assert made is not None
+    assert made.values["grid"].startswith("frame80")
 
 
 def test_only_the_last_part_of_the_stack_is_summed_anew(

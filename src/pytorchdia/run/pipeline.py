@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -200,6 +201,7 @@ class _Season:
                 for name in names
             ],
             "settings": self._of("frames", "camera", "keywords", "stars"),
+            "max_frames": self.settings.reference.max_frames,
             "files": [*self._companions(), _digest_if(stars)],
             "grid": self._states["measure"][self.grid.name].values["sha256"],
         })  # fmt: skip
@@ -394,6 +396,8 @@ class _Season:
             failures = [s for s in self._all("measure") if s.outcome is Outcome.FAILED]
             why = "; ".join([*reasons, *dict.fromkeys(s.reason for s in failures)][:5])
             raise InputError(f"None of the {len(self.sources)} frames can be used: {why}")
+        if self._kept is not None and self._kept["grid"] in good:
+            return self._by_name[self._kept["grid"]]
         names = list(good)
         best = choose_reference_frames(list(good.values()), self._limits())[0]
         return self._by_name[names[best]]
@@ -421,7 +425,24 @@ class _Season:
         best = choose_reference_frames(
             list(qualities.values()), self._limits(), n_frames=self.settings.reference.max_frames
         )
-        return [list(qualities)[i] for i in best]
+        names = [list(qualities)[i] for i in best]
+        kept = self._kept
+        if kept is None or self.grid.name != kept["grid"] or not set(kept["frames"]) <= set(laid):
+            return names
+        if set(names) != set(kept["frames"]):
+            log.info(
+                "reference: the frames of the last run are kept; reference.keep = false would take "
+                "%s", ", ".join(names),
+            )  # fmt: skip
+        return list(kept["frames"])
+
+    @cached_property
+    def _kept(self) -> Mapping[str, Any] | None:
+        """What the last run made its reference of, if this one may hold on to it."""
+        wanted, made = self.settings.reference, State.read(self.run, "reference", "reference")
+        if not wanted.keep or made is None or made.outcome is not Outcome.DONE:
+            return None
+        return made.values if made.values.get("max_frames") == wanted.max_frames else None
 
     def _of(self, *sections: str) -> dict[str, Any]:
         """The settings that a step uses, for its digest."""

@@ -77,6 +77,7 @@ def make_reference(
     values = {
         "frames": [source.name for source, _ in chosen],
         "grid": grid.name,
+        "max_frames": settings.reference.max_frames,
         "stars": len(stars),
         "fwhm": psf.fwhm,
         "psf_stars": psf.n_stars,

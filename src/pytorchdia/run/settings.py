@@ -135,6 +135,11 @@ class ReferenceSettings(_Section):
         (), description="Names of the frames to combine; the best ones if absent."
     )
     max_frames: Count = Field(10, description="Most frames to combine.")
+    keep: bool = Field(
+        True,
+        description="Keep the frames once chosen while they can be used, so that new frames change "
+        "nothing of the earlier ones; false chooses anew with every frame that comes.",
+    )
 
 
 class StarSettings(_Section):
