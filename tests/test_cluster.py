@@ -124,6 +124,13 @@ def test_each_worker_sees_a_gpu_of_its_own(
     assert sorted(seen.values()) == (visible.split(",") if visible else ["0", "1"])
 
 
+def test_there_is_a_process_for_each_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert useful_workers(2, 1e9) == 4
+    assert useful_workers(2, 1e9, "cpu") == 2
+
+
 def test_there_are_no_more_processes_than_memory_bears() -> None:
     assert useful_workers(3, 1e9) == 3
     assert useful_workers(3, 0.0) == 1

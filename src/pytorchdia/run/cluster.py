@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..checks import usable_device
 from ..errors import InputError, WriteError
 from .pipeline import Executor
 from .state import State, Unit, carry_out, failed
@@ -113,15 +114,22 @@ def _gpus() -> list[str]:
     return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def useful_workers(most: int, share: float) -> int:
+def useful_workers(most: int, share: float, device: str = "auto") -> int:
     """Processes that this machine bears: one for each GPU, or at most ``most`` on its cores.
 
     On a CPU each may take as much memory as this process has now, all of them ``share`` of what is
     free.
+
+    Parameters
+    ----------
+    most : int
+    share : float
+    device : str
+        That of the subtractions, as ``subtract.device`` names it.
     """
     import psutil  # comes with Dask
 
-    if torch.cuda.is_available():
+    if usable_device(device).type == "cuda":
         return torch.cuda.device_count()
     mine = psutil.Process().memory_info().rss
     bearable = int(share * psutil.virtual_memory().available / mine)

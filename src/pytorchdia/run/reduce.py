@@ -72,7 +72,7 @@ def reduce(
         The run folder cannot be written, or the disk is full.
     """
     settings = config if isinstance(config, Settings) else load_settings(config)
-    with _executor(workers, scheduler, dry_run) as executor:
+    with _executor(workers, scheduler, dry_run, settings.subtract.device) as executor:
         return run_season(
             settings, executor, only=only, until=until, dry_run=dry_run, progress=progress
         )
@@ -80,7 +80,7 @@ def reduce(
 
 @contextmanager
 def _executor(
-    workers: int | Literal["auto"] | None, scheduler: str | None, dry_run: bool
+    workers: int | Literal["auto"] | None, scheduler: str | None, dry_run: bool, device: str
 ) -> Iterator[Executor]:
     if dry_run or (workers in (None, 1) and scheduler is None):
         yield in_this_process
@@ -90,7 +90,7 @@ def _executor(
             yield in_this_process
             return
         with one_thread() as threads, ExitStack() as stack:  # as in the other processes
-            yield _AsMuchAsPays(stack, threads)
+            yield _AsMuchAsPays(stack, threads, device)
         return
     from .cluster import dask_executor  # Dask is an extra
 
@@ -104,8 +104,8 @@ class _AsMuchAsPays:
     They start while the work goes on here.
     """
 
-    def __init__(self, stack: ExitStack, most: int) -> None:
-        self._stack, self._most = stack, most
+    def __init__(self, stack: ExitStack, most: int, device: str) -> None:
+        self._stack, self._most, self._device = stack, most, device
         self._starting: Future[Executor] | None = None
 
     def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
@@ -123,7 +123,7 @@ class _AsMuchAsPays:
             return
         from .cluster import dask_executor, useful_workers  # Dask is an extra
 
-        self._most = useful_workers(self._most, _SHARE)
+        self._most = useful_workers(self._most, _SHARE, self._device)
         if self._most > 1:
             thread = self._stack.enter_context(ThreadPoolExecutor(1))
             workers = dask_executor(self._most, None, here_too=True)
