@@ -26,7 +26,13 @@ from pytorchdia.image_model import ImageModel
 from pytorchdia.linalg import cholesky, factorise
 from pytorchdia.objective import Objective
 from pytorchdia.simulate import Stars, render_gaussian, simulate_pair
-from pytorchdia.solvers import ConvolutionLayer, flat_start, gaussian_start, inexact_newton
+from pytorchdia.solvers import (
+    ConvolutionLayer,
+    flat_start,
+    gaussian_start,
+    inexact_newton,
+    normal_equations,
+)
 from pytorchdia.solvers.base import start_with
 from pytorchdia.solvers.conjugate_gradients import conjugate_gradients
 from pytorchdia.testing import example_objective
@@ -233,6 +239,38 @@ def test_a_step_that_goes_too_far_is_halved(monkeypatch):
     torch.testing.assert_close(done[0].theta, slow.theta, rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(inexact_newton, "_HALVINGS", 0)
     assert inexact_newton.descend(stack, 1e-6, 50, None, None, True)[1]  # it did go too far
+
+
+@pytest.mark.parametrize("k_sigma", [None, 5.0])
+def test_normal_equations_without_the_matrix_equal_their_slow_twin(k_sigma):
+    pairs = [simulate_pair(seed, (70, 62)) for seed in (31, 32, 33)]
+    pairs = [with_outliers(p, np.random.default_rng(3))[0] if k_sigma else p for p in pairs]
+    singles = [objective_of(p, CCDNoise(5.0), degree=1) for p in pairs]
+    references = torch.stack([o.model.reference for o in singles])
+    model = ImageModel(references, DeltaKernel(7), PolynomialBackground(1))
+    target = torch.stack([o.target for o in singles])
+    stack = dataclasses.replace(
+        singles[0], model=model, target=target, use=torch.stack([o.use for o in singles])
+    )
+    slow = NormalEquations(4, k_sigma)
+    told = []
+    quick = dataclasses.replace(slow, matrix_free=True).solve_stack(stack, on_step=told.append)
+    assert [step.number for step in told] == [1, 2, 3, 4]
+    for one, two, o in zip(quick, slow.solve_stack(stack), singles, strict=True):
+        weight = torch.where(o.use, 1.0 / o.noise.variance(o.model.mv(two.theta)), 0.0)
+        error = torch.linalg.inv(o.hessian(weight)).diagonal().sqrt()
+        assert float(((one.theta - two.theta).abs() / error).max()) < 1e-6
+        assert one.loss == pytest.approx(two.loss, abs=1e-6)
+        assert (one.clipped is None) == (two.clipped is None)
+        if one.clipped is not None:
+            assert bool((one.clipped == two.clipped).all())
+
+
+def test_normal_equations_fall_back_on_the_matrix_for_a_pair_that_needs_it(monkeypatch):
+    monkeypatch.setattr(normal_equations, "_MAX_CG", 1)
+    o = objective_of(simulate_pair(34, (70, 62)), CCDNoise(5.0))
+    exact, fallen = (NormalEquations(3, matrix_free=free).solve(o) for free in (False, True))
+    torch.testing.assert_close(fallen.theta, exact.theta, rtol=0, atol=0)
 
 
 def test_robust_losses_and_clipping_resist_cosmic_rays():

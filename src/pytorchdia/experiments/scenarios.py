@@ -57,14 +57,18 @@ class Method:
     against: str | None = None
 
 
-B08 = Method("b08", "B08", solver=NormalEquations(3))
+B08 = Method("b08", "B08", solver=NormalEquations(3, matrix_free=True))
 PLAIN = Method("plain", "plain fit (the paper's loss)")
 PRIOR = Method("prior", "prior by the evidence", penalty=GaussianProcessPrior(), against="plain")
 METHODS = (B08, PLAIN, PRIOR)
 """Iterated least squares; maximum likelihood, every pixel free; the prior found by the evidence."""
 
 ROBUST = (
-    Method("b08-clip", "B08, clipped at 5 sigma", solver=NormalEquations(5, k_sigma=5.0)),
+    Method(
+        "b08-clip",
+        "B08, clipped at 5 sigma",
+        solver=NormalEquations(5, k_sigma=5.0, matrix_free=True),
+    ),
     Method("gaussian", "Gaussian"),
     Method("huber", "Huber", Huber()),
     Method("student-t", "Student t", StudentT()),

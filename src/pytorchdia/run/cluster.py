@@ -90,7 +90,7 @@ def _local_cluster(workers: int, here_too: bool) -> Any:
 
     address = {"host": "127.0.0.1", "protocol": "tcp://"}
     options = address | {
-        "nthreads": 1, "dashboard": False, "memory_limit": 0, "silence_logs": logging.WARNING,
+        "nthreads": 1, "dashboard": False, "memory_limit": 0, "silence_logs": logging.ERROR,
     }  # fmt: skip
     here = {"cls": distributed.Worker, "options": options}
     gpus = _gpus()
@@ -102,7 +102,7 @@ def _local_cluster(workers: int, here_too: bool) -> Any:
     settings |= {f"distributed.nanny.pre-spawn-environ.{name}": v for name, v in _KEEP.items()}
     with config.set(settings):
         return distributed.SpecCluster(
-            workers=specification, scheduler=scheduler, silence_logs=logging.WARNING
+            workers=specification, scheduler=scheduler, silence_logs=logging.ERROR
         )
 
 

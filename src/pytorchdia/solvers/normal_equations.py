@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from ..arrays import Params
+from ..arrays import Image, Mask, Params
 from ..errors import Finding, InputError, Status
 from ..likelihood import Gaussian
-from ..linalg import factorise
+from ..linalg import Factor, cholesky, factorise
 from ..objective import Objective
 from .base import OnStep, Solution, Solver, Step, flat_start, singular_finding
+from .conjugate_gradients import conjugate_gradients
+from .systems import LEAST_PIVOT
 
 __all__ = ["NormalEquations"]
 
+_CG_TOL = 1e-11  # of the right-hand side
+_MAX_CG = 300
 _MANY_CLIPPED = 0.05  # share of clipped pixels beyond which something else is wrong
 
 
@@ -35,10 +42,15 @@ class NormalEquations(Solver):
         Rounds of reweighting; three are usual.
     k_sigma : float or None
         Clip at this many sigma; None for no clipping.
+    matrix_free : bool
+        Solve each round by conjugate gradients, all pairs of a stack side by side, until the
+        residual is 1e-11 of the right-hand side (in the norm of the inverse preconditioner); a
+        pair for which that fails gets its matrix. Else compute and factor each matrix.
     """
 
     iterations: int = 3
     k_sigma: float | None = None
+    matrix_free: bool = False
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -54,34 +66,74 @@ class NormalEquations(Solver):
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> Solution:
-        if not isinstance(objective.likelihood, Gaussian):
+        stack = replace(objective, target=objective.target[None], use=objective.use[None])
+        start = None if theta0 is None else theta0[None]
+        return self._rounds(stack, lambda _: objective, start, on_step)[0]
+
+    def solve_stack(
+        self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
+    ) -> list[Solution]:
+        if not self.matrix_free:  # one after the other takes less memory
+            return super().solve_stack(objective, theta0, on_step)
+        return self._rounds(objective, lambda i: objective[i], theta0, on_step)
+
+    def _rounds(
+        self,
+        stack: Objective,
+        pair: Callable[[int], Objective],
+        theta0: Params | None,
+        on_step: OnStep | None,
+    ) -> list[Solution]:
+        if not isinstance(stack.likelihood, Gaussian):
             raise InputError(
                 f"NormalEquations is least squares and knows only the Gaussian likelihood, got "
-                f"{objective.likelihood}; use Newton for a robust loss."
+                f"{stack.likelihood}; use Newton for a robust loss."
             )
-        objective = replace(objective, target=objective.target.to(torch.float64))
-        everything = objective.use
-        model = objective.target if theta0 is None else objective.model.mv(theta0)
-        clipped = torch.zeros_like(everything)
-        jitter, theta = 0.0, flat_start(objective)
+        stack = replace(stack, target=stack.target.to(torch.float64))
+        everything, used = stack.use, stack.use
+        model = stack.target if theta0 is None else stack.model.mv(theta0)
+        theta, known = flat_start(stack), theta0 is not None
+        failed: dict[int, int] = {}  # in which round
+        jitter = [0.0] * len(stack.target)
         for number in range(1, self.iterations + 1):
-            variance = torch.where(everything, objective.noise.variance(model), 1.0)
+            variance = torch.where(everything, stack.noise.variance(model), 1.0)
             if self.k_sigma is not None and number > 1:
-                residual = (objective.target - model) / variance.sqrt()
-                clipped = everything & (residual.abs() > self.k_sigma)
-                objective = replace(objective, use=everything & ~clipped)
-            weight = torch.where(objective.use, 1.0 / variance, 0.0)
-            factor = factorise(objective.hessian(weight, torch.float64))
-            if factor is None or objective.n_data <= objective.model.n_params:
-                return Solution(theta, Status.NOT_FINITE, math.inf, number - 1, number)
-            jitter = max(jitter, factor.jitter)
-            rhs = objective.model.rmv(weight * objective.target)
-            theta = factor.solve(rhs)
-            theta = theta + factor.solve(rhs - objective.hessian_product(weight, theta))
-            model = objective.model.mv(theta)
+                far = ((stack.target - model) / variance.sqrt()).abs() > self.k_sigma
+                used = everything & ~far
+            now = replace(stack, use=used)
+            weight = torch.where(used, 1.0 / variance, 0.0)
+            rhs = stack.model.rmv(weight * stack.target)
+            solved = torch.zeros(len(jitter), dtype=torch.bool)
+            if self.matrix_free:
+                solution, solved = _by_conjugate_gradients(now, weight, rhs, theta, known)
+                theta = torch.where(solved[:, None], solution, theta)
+            for i in (~solved).nonzero()[:, 0].tolist():
+                one = replace(pair(i), target=stack.target[i], use=used[i])
+                exact = _by_the_matrix(one, weight[i], rhs[i])
+                if exact is None:
+                    failed.setdefault(i, number)
+                elif i not in failed:
+                    theta[i] = exact[0]
+                    jitter[i] = max(jitter[i], exact[1])
+            if len(failed) == len(jitter):
+                break
+            known, model = True, stack.model.mv(theta)
             if on_step is not None:
-                on_step(Step(number, _loss(objective, theta), f"{self.iterations} rounds"))
-        loss = _loss(objective, theta)
+                on_step(Step(number, float(_losses(now, theta).sum()), f"{self.iterations} rounds"))
+        losses, clipped = _losses(replace(stack, use=used), theta), everything & ~used
+        return [
+            self._failure(theta[i], failed[i])
+            if i in failed
+            else self._solution(theta[i], float(losses[i]), clipped[i], everything[i], jitter[i])
+            for i in range(len(jitter))
+        ]
+
+    def _failure(self, theta: Params, number: int) -> Solution:
+        return Solution(theta, Status.NOT_FINITE, math.inf, number - 1, number)
+
+    def _solution(
+        self, theta: Params, loss: float, clipped: Mask, everything: Mask, jitter: float
+    ) -> Solution:
         findings = [singular_finding(jitter)] if jitter else []
         share = float(clipped.sum()) / max(int(everything.sum()), 1)
         if share > _MANY_CLIPPED:
@@ -105,5 +157,37 @@ class NormalEquations(Solver):
         )
 
 
-def _loss(objective: Objective, theta: Params) -> float:
-    return float(objective.evaluate(theta, curvature=False).loss)
+def _by_the_matrix(objective: Objective, weight: Image, rhs: Params) -> tuple[Params, float] | None:
+    """The solution for one pair, refined once, and the jitter that its matrix needed."""
+    factor = factorise(objective.hessian(weight, torch.float64))
+    if factor is None or objective.n_data <= objective.model.n_params:
+        return None
+    theta = factor.solve(rhs)
+    theta = theta + factor.solve(rhs - objective.hessian_product(weight, theta))
+    return theta, factor.jitter
+
+
+def _by_conjugate_gradients(
+    stack: Objective, weight: Image, rhs: Params, start: Params, begun: bool
+) -> tuple[Params, Tensor]:
+    """The solutions for a stack, and which of them reached the goal."""
+    factor, good = cholesky(stack.preconditioner(weight), LEAST_PIVOT[torch.float64])
+    good = good & (stack.counts > stack.model.n_params).to(good.device)
+    rhs = torch.where(good[:, None], rhs, 0.0)
+    tiled = [stack.model.padded_part(weight, i) for i in range(len(stack.model.chunks))]
+    product = partial(stack.hessian_product, tiled)
+    subset = partial(stack.subset, tiled)
+    start = torch.where(good[:, None], start, 0.0) if begun else torch.zeros_like(rhs)
+    left = rhs - product(start) if begun else rhs
+    goal = _CG_TOL * (_size(factor, rhs) / _size(factor, left)).clamp(min=1.0, max=1e10)
+    result = conjugate_gradients(product, left, factor, goal, _MAX_CG, subset)
+    return start + result.solution, good & result.solved
+
+
+def _size(factor: Factor, vector: Params) -> Tensor:
+    """In the norm of the inverse preconditioner, (...,)."""
+    return (vector * factor.solve(vector)).sum(dim=-1).clamp(min=1e-300).sqrt()
+
+
+def _losses(objective: Objective, theta: Params) -> Tensor:
+    return objective.evaluate(theta, curvature=False).loss
