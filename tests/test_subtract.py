@@ -74,6 +74,12 @@ def test_kernel_scale_background_and_errors_fit_together(pair):
     )  # fmt: skip
 
 
+def test_a_look_without_error_bars_is_no_cause_for_alarm(pair):
+    look = run(pair, covariance=None)
+    assert look.scale_error == np.inf
+    assert "scale-uncertain" not in {finding.code for finding in look.findings}
+
+
 def test_diagnostics_are_those_of_the_residuals(pair):
     result = run(pair, dtype=torch.float64)
     z = (result.significance)[~result.mask]

@@ -41,12 +41,15 @@ class Uncertainty:
     covariance : Matrix or None
         Sigma of eq 16, (p, p), float64; None if it was not asked for.
     findings : tuple of Finding
+    known : bool
+        False if no errors were asked for; those above are then infinite.
     """
 
     scale: float
     background: tuple[float, ...]
     covariance: Matrix | None
     findings: tuple[Finding, ...]
+    known: bool = True
 
     @property
     def valid(self) -> bool:

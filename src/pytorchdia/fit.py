@@ -70,7 +70,7 @@ class Fits:
         objective, solutions = self._final
         if covariance is None:
             unknown = (math.inf,) * objective.model.background.n_params
-            return [Uncertainty(math.inf, unknown, None, ())] * len(solutions)
+            return [Uncertainty(math.inf, unknown, None, (), known=False)] * len(solutions)
         quick: list[Uncertainty | None] = [None] * len(solutions)
         alone = objective.target.ndim == 2
         if not (alone or covariance) and not any(s.clipped is not None for s in solutions):

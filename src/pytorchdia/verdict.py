@@ -62,7 +62,7 @@ def _status_finding(objective: Objective, solution: Solution) -> Finding | None:
 
 def _scale_finding(objective: Objective, solution: Solution, errors: Uncertainty) -> Finding | None:
     scale = float(objective.model.scale(solution.theta))
-    if scale > 3.0 * errors.scale:
+    if scale > 3.0 * errors.scale or (scale > 0 and not errors.known):
         return None
     return Finding(
         "scale-uncertain",
