@@ -18,7 +18,8 @@ from matplotlib.image import imread
 
 from pytorchdia import reduce
 from pytorchdia.run.frames_table import read_frames
-from pytorchdia.run.report.numbers import photon_limit
+from pytorchdia.run.report.drawings import curve_drawing
+from pytorchdia.run.report.numbers import Curve, photon_limit
 from pytorchdia.run.report.pictures import cut, shrunk
 from pytorchdia.threads import one_thread
 
@@ -231,3 +232,16 @@ def test_a_browser_opens_it_blinks_it_and_sorts_it(run: Path, tmp_path: Path) ->
     assert seen["last"] == "broken"
     assert seen["broken"] == 0
     assert seen["wide"] <= 0
+
+
+@pytest.mark.parametrize(("clean", "said"), [(8, "flagged, 2 beyond"), (3, "flagged")])
+def test_flagged_epochs_do_not_stretch_a_light_curve_that_is_mostly_clean(
+    clean: int, said: str
+) -> None:
+    flux = np.array([1.0, 3.0, 2.0, 5.0, 4.0, 2.0, 1.0, 3.0, 900.0, -700.0, 2.0])
+    good = np.arange(11) < clean
+    svg = curve_drawing(Curve(np.arange(11.0), flux, np.ones(11), good), "curve", "A curve")
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert said in words
+    numbers = [float(word) for word in words if re.fullmatch(r"[\d.]+", word)]
+    assert (max(numbers) < 20) == (clean == 8)

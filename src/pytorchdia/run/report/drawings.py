@@ -79,21 +79,39 @@ def scatter_drawing(scatter: Scatter) -> str:
 
 
 def curve_drawing(curve: Curve, name: str, title: str) -> str:
-    """Flux against time, with error bars; flagged epochs are hollow."""
+    """Flux against time, with error bars; flagged epochs are hollow.
+
+    Flagged ones do not stretch the axis where most are clean; how many lie beyond it is said.
+    """
     figure = Figure(figsize=(5.4, 2.7), layout="constrained")
     axes = figure.subplots()
     start = float(np.floor(curve.time.min())) if len(curve.time) else 0.0
     axes.axhline(0.0, color=_GREY, linewidth=0.8)
+    low, high = _range_of_clean(curve)
+    beyond = int((~curve.clean & ((curve.flux < low) | (curve.flux > high))).sum())
+    flagged = f"flagged, {beyond} beyond" if beyond else "flagged"
     for chosen, hollow in ((curve.clean, False), (~curve.clean, True)):
         if chosen.any():
             _points(
                 axes, curve.time[chosen] - start, curve.flux[chosen], curve.error[chosen], _BLUE,
-                "o", "flagged" if hollow else "clean", hollow,
+                "o", flagged if hollow else "clean", hollow,
             )  # fmt: skip
+    if beyond:
+        axes.set_ylim(low, high)
     if not curve.clean.all():
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
     axes.set(xlabel=f"MJD - {start:.0f}", ylabel="flux - reference [ADU]")
     return _svg(figure, name, f"{title} of {len(curve.time)} epochs.")
+
+
+def _range_of_clean(curve: Curve) -> tuple[float, float]:
+    """That of the clean epochs' error bars and of 0, with a margin, if at least half are clean."""
+    flux, error = curve.flux[curve.clean], np.nan_to_num(curve.error[curve.clean])
+    if 2 * len(flux) < len(curve.flux) or not len(flux):
+        return -np.inf, np.inf
+    low, high = min(0.0, float((flux - error).min())), max(0.0, float((flux + error).max()))
+    margin = 0.06 * (high - low or 1.0)
+    return low - margin, high + margin
 
 
 def _points(
