@@ -87,31 +87,33 @@ def curve_drawing(curve: Curve, name: str, title: str) -> str:
     axes = figure.subplots()
     start = float(np.floor(curve.time.min())) if len(curve.time) else 0.0
     axes.axhline(0.0, color=_GREY, linewidth=0.8)
-    low, high = _range_of_clean(curve)
-    beyond = int((~curve.clean & ((curve.flux < low) | (curve.flux > high))).sum())
-    flagged = f"flagged, {beyond} beyond" if beyond else "flagged"
+    beyond = _beyond(curve)
+    flagged = f"flagged, {beyond.sum()} beyond" if beyond.any() else "flagged"
     for chosen, hollow in ((curve.clean, False), (~curve.clean, True)):
         if chosen.any():
             _points(
                 axes, curve.time[chosen] - start, curve.flux[chosen], curve.error[chosen], _BLUE,
                 "o", flagged if hollow else "clean", hollow,
             )  # fmt: skip
-    if beyond:
-        axes.set_ylim(low, high)
+    if beyond.any():
+        shown, error = curve.flux[~beyond], np.nan_to_num(curve.error[~beyond])
+        low, high = min(0.0, (shown - error).min()), max(0.0, (shown + error).max())
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     if not curve.clean.all():
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
     axes.set(xlabel=f"MJD - {start:.0f}", ylabel="flux - reference [ADU]")
     return _svg(figure, name, f"{title} of {len(curve.time)} epochs.")
 
 
-def _range_of_clean(curve: Curve) -> tuple[float, float]:
-    """That of the clean epochs' error bars and of 0, with a margin, if at least half are clean."""
-    flux, error = curve.flux[curve.clean], np.nan_to_num(curve.error[curve.clean])
-    if 2 * len(flux) < len(curve.flux) or not len(flux):
-        return -np.inf, np.inf
-    low, high = min(0.0, float((flux - error).min())), max(0.0, float((flux + error).max()))
-    margin = 0.06 * (high - low or 1.0)
-    return low - margin, high + margin
+def _beyond(curve: Curve) -> NDArray[np.bool_]:
+    """Flagged epochs further off than half the range of the clean ones, if these are the most."""
+    flux = np.append(curve.flux[curve.clean], 0.0)
+    if 2 * (len(flux) - 1) < len(curve.flux) or not np.ptp(flux):
+        return np.zeros(len(curve.flux), dtype=np.bool_)
+    reach = 0.5 * np.ptp(flux)
+    far = (curve.flux < flux.min() - reach) | (curve.flux > flux.max() + reach)
+    result: NDArray[np.bool_] = ~curve.clean & far
+    return result
 
 
 def _points(
