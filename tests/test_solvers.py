@@ -231,7 +231,7 @@ def test_newton_converges_on_losses_that_are_not_convex(likelihood):
 def test_a_step_that_goes_too_far_is_halved(monkeypatch):
     pair, _ = with_outliers(simulate_pair(21, (70, 62)), np.random.default_rng(21), 0.02)
     o = objective_of(pair, CCDNoise(5.0), StudentT())
-    stack = dataclasses.replace(o, target=o.target[None], use=o.use[None])
+    stack = o.as_stack()
     done, left = inexact_newton.descend(stack, 1e-6, 50, None, None, True)
     assert not left
     slow = Newton(matrix_free=False).solve(o)

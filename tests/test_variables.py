@@ -235,7 +235,8 @@ def test_what_one_epoch_alone_puts_into_the_stack_is_doubtful() -> None:
     alone = stack_detections(stack, FWHM)
     on_it = np.abs(alone.x - 61.0) < 3.0
     assert on_it.any()
-    assert ((alone.flags[on_it] & DetectionFlag.ONE_EPOCH) != 0).all()
+    both = DetectionFlag.ONE_EPOCH | DetectionFlag.TRAIL_OR_HALO
+    assert (alone.flags[on_it] == both).all()
     merged = merge_detections(epochs, alone, catalogue_of([20.0], [20.0]), fwhm=FWHM, shape=SHAPE)
     assert sum(c.kind is not Kind.DOUBTFUL for c in merged) <= 1
 

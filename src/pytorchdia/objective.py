@@ -78,6 +78,10 @@ class Objective:
             noise=self.noise.item(item),
         )
 
+    def as_stack(self) -> Objective:
+        """The stack of this one pair; its item 0 is the pair again."""
+        return replace(self, target=self.target[None], use=self.use[None])
+
     def pair(self, i: int) -> Objective:
         """The i-th pair of a stack; itself if it is one pair."""
         return self if self.target.ndim == 2 else self[i]

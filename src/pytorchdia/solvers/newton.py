@@ -76,39 +76,29 @@ class Newton(Solver):
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> Solution:
-        stack = replace(objective, target=objective.target[None], use=objective.use[None])
-        start = None if theta0 is None else theta0.to(torch.float64)[None]
-        return self._solve(stack, lambda _: objective, start, on_step)[0]
+        start = None if theta0 is None else theta0[None]
+        return self.solve_stack(objective.as_stack(), start, on_step)[0]
 
     def solve_stack(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> list[Solution]:
-        start = None if theta0 is None else theta0.to(torch.float64)
-        return self._solve(objective, lambda i: objective[i], start, on_step)
-
-    def _solve(
-        self,
-        stack: Objective,
-        pair: Callable[[int], Objective],
-        start: Params | None,
-        on_step: OnStep | None,
-    ) -> list[Solution]:
         """Side by side as far as that goes, then one by one."""
+        start = None if theta0 is None else theta0.to(torch.float64)
         left: dict[int, tuple[Params | None, int]] = {
-            i: (None if start is None else start[i], 0) for i in range(len(stack.target))
+            i: (None if start is None else start[i], 0) for i in range(len(objective.target))
         }
         solutions: dict[int, Solution] = {}
         if self.matrix_free:
-            done, left = descend(stack, self.tol, self.max_steps, start, on_step, self.polish)
+            done, left = descend(objective, self.tol, self.max_steps, start, on_step, self.polish)
             solutions.update(done)
         for i, (theta, steps) in left.items():
-            one = pair(i)
+            one = objective[i]
             descent = _Descent(self, one, on_step, steps)
             if theta is None:
                 solutions[i] = descent.run(flat_start(one), least_squares_first=True)
             else:
                 solutions[i] = descent.run(theta, least_squares_first=False)
-        return [_explained(pair(i), solutions[i]) for i in range(len(stack.target))]
+        return [_explained(objective[i], solutions[i]) for i in range(len(objective.target))]
 
 
 def _explained(objective: Objective, solution: Solution) -> Solution:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -66,23 +65,18 @@ class NormalEquations(Solver):
     def solve(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> Solution:
-        stack = replace(objective, target=objective.target[None], use=objective.use[None])
         start = None if theta0 is None else theta0[None]
-        return self._rounds(stack, lambda _: objective, start, on_step)[0]
+        return self._rounds(objective.as_stack(), start, on_step)[0]
 
     def solve_stack(
         self, objective: Objective, theta0: Params | None = None, on_step: OnStep | None = None
     ) -> list[Solution]:
         if not self.matrix_free:  # one after the other takes less memory
             return super().solve_stack(objective, theta0, on_step)
-        return self._rounds(objective, lambda i: objective[i], theta0, on_step)
+        return self._rounds(objective, theta0, on_step)
 
     def _rounds(
-        self,
-        stack: Objective,
-        pair: Callable[[int], Objective],
-        theta0: Params | None,
-        on_step: OnStep | None,
+        self, stack: Objective, theta0: Params | None, on_step: OnStep | None
     ) -> list[Solution]:
         if not isinstance(stack.likelihood, Gaussian):
             raise InputError(
@@ -90,37 +84,37 @@ class NormalEquations(Solver):
                 f"{stack.likelihood}; use Newton for a robust loss."
             )
         stack = replace(stack, target=stack.target.to(torch.float64))
-        everything, used = stack.use, stack.use
+        everything, now, theta = stack.use, stack, flat_start(stack)
         model = stack.target if theta0 is None else stack.model.mv(theta0)
-        theta, known = flat_start(stack), theta0 is not None
         failed: dict[int, int] = {}  # in which round
         jitter = [0.0] * len(stack.target)
         for number in range(1, self.iterations + 1):
             variance = torch.where(everything, stack.noise.variance(model), 1.0)
             if self.k_sigma is not None and number > 1:
                 far = ((stack.target - model) / variance.sqrt()).abs() > self.k_sigma
-                used = everything & ~far
-            now = replace(stack, use=used)
-            weight = torch.where(used, 1.0 / variance, 0.0)
+                now = replace(stack, use=everything & ~far)
+            weight = torch.where(now.use, 1.0 / variance, 0.0)
             rhs = stack.model.rmv(weight * stack.target)
             solved = torch.zeros(len(jitter), dtype=torch.bool)
             if self.matrix_free:
-                solution, solved = _by_conjugate_gradients(now, weight, rhs, theta, known)
+                solution, solved = _by_conjugate_gradients(now, weight, rhs, theta)
+                solved[list(failed)] = False
                 theta = torch.where(solved[:, None], solution, theta)
             for i in (~solved).nonzero()[:, 0].tolist():
-                one = replace(pair(i), target=stack.target[i], use=used[i])
-                exact = _by_the_matrix(one, weight[i], rhs[i])
+                if i in failed:
+                    continue
+                exact = _by_the_matrix(now[i], weight[i], rhs[i])
                 if exact is None:
-                    failed.setdefault(i, number)
-                elif i not in failed:
+                    failed[i] = number
+                else:
                     theta[i] = exact[0]
                     jitter[i] = max(jitter[i], exact[1])
             if len(failed) == len(jitter):
                 break
-            known, model = True, stack.model.mv(theta)
+            model = stack.model.mv(theta)
             if on_step is not None:
                 on_step(Step(number, float(_losses(now, theta).sum()), f"{self.iterations} rounds"))
-        losses, clipped = _losses(replace(stack, use=used), theta), everything & ~used
+        losses, clipped = _losses(now, theta), everything & ~now.use
         return [
             self._failure(theta[i], failed[i])
             if i in failed
@@ -168,7 +162,7 @@ def _by_the_matrix(objective: Objective, weight: Image, rhs: Params) -> tuple[Pa
 
 
 def _by_conjugate_gradients(
-    stack: Objective, weight: Image, rhs: Params, start: Params, begun: bool
+    stack: Objective, weight: Image, rhs: Params, start: Params
 ) -> tuple[Params, Tensor]:
     """The solutions for a stack, and which of them reached the goal."""
     factor, good = cholesky(stack.preconditioner(weight), LEAST_PIVOT[torch.float64])
@@ -177,8 +171,8 @@ def _by_conjugate_gradients(
     tiled = [stack.model.padded_part(weight, i) for i in range(len(stack.model.chunks))]
     product = partial(stack.hessian_product, tiled)
     subset = partial(stack.subset, tiled)
-    start = torch.where(good[:, None], start, 0.0) if begun else torch.zeros_like(rhs)
-    left = rhs - product(start) if begun else rhs
+    start = torch.where(good[:, None], start, 0.0)
+    left = rhs - product(start)
     goal = _CG_TOL * (_size(factor, rhs) / _size(factor, left)).clamp(min=1.0, max=1e10)
     result = conjugate_gradients(product, left, factor, goal, _MAX_CG, subset)
     return start + result.solution, good & result.solved
