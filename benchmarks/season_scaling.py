@@ -48,12 +48,13 @@ def command(*words: str) -> int:
     return int(done.stderr.split("PEAK")[-1]) * 1024
 
 
-def reduce(folder: Path, workers: int) -> dict[str, object]:
-    """Run `pytorchdia reduce` on a folder that has its settings."""
+def reduce(folder: Path, workers: int | None) -> dict[str, object]:
+    """Run `pytorchdia reduce` on a folder that has its settings; None lets it choose processes."""
     log = folder / "run" / "log.txt"
     before = log.stat().st_size if log.exists() else 0
     started = time.perf_counter()
-    peak = command("reduce", str(folder / "config.toml"), "--quiet", "--workers", str(workers))
+    given = () if workers is None else ("--workers", str(workers))
+    peak = command("reduce", str(folder / "config.toml"), "--quiet", *given)
     seconds = time.perf_counter() - started
     steps: Counter[str] = Counter()
     with open(log, encoding="utf-8") as file:
