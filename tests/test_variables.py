@@ -241,6 +241,26 @@ def test_what_one_epoch_alone_puts_into_the_stack_is_doubtful() -> None:
     assert sum(c.kind is not Kind.DOUBTFUL for c in merged) <= 1
 
 
+def test_a_place_that_one_epoch_alone_covers_is_left_to_that_epoch() -> None:
+    stack, epochs = Stack(), []
+    for k in range(3):
+        found, filtered = search(image([70.0], [60.0], [40 * FLUX_ERROR]) + noise(400 + k))
+        unseen = np.zeros(SHAPE, dtype=bool)
+        unseen[:, 40:] = k > 0
+        error, total = (np.where(unseen, np.inf, e) for e in (filtered.error, filtered.total_error))
+        stack.add(Filtered(np.where(unseen, 0.0, filtered.flux), error, total))
+        epochs.append(found if k == 0 else found.chosen(found.x < 40))
+    alone = stack_detections(stack, FWHM)
+    assert not (np.hypot(alone.x - 70, alone.y - 60) < 3).any()
+    merged = merge_detections(epochs, alone, catalogue_of([20.0], [20.0]), fwhm=FWHM, shape=SHAPE)
+    assert merged[0].epochs == (0,)
+    assert (merged[0].x, merged[0].y) == pytest.approx((70, 60), abs=0.2)
+    # Nor is there a candidate if the epoch's own detection was lost.
+    none = [each.chosen(np.zeros(len(each), dtype=bool)) for each in epochs]
+    merged = merge_detections(none, alone, catalogue_of([20.0], [20.0]), fwhm=FWHM, shape=SHAPE)
+    assert all(np.hypot(c.x - 70, c.y - 60) > 3 for c in merged)
+
+
 def test_the_stack_is_the_weighted_mean_and_the_chi_square_about_it() -> None:
     rng = np.random.default_rng(8)
     flux, error = rng.standard_normal((5, 6, 7)), rng.uniform(0.5, 2.0, (5, 6, 7))

@@ -93,7 +93,8 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     """Sources that scatter over the epochs, or whose mean is not that of the reference.
 
     Their significance is that without their strongest epoch. One that a single epoch makes is
-    flagged: what is real there is found in that epoch itself. So is what is part of a trail.
+    flagged: what is real there is found in that epoch itself. So is what is part of a trail. Where
+    the other epochs show nothing at all, or there are none, the stack has no source.
 
     Parameters
     ----------
@@ -107,12 +108,12 @@ def stack_detections(stack: Stack, fwhm: float, *, threshold: float = 5.0) -> De
     sharp = stack.noise.significance()
     x, y = find_peaks(sharp, threshold, max(1.0, 0.5 * fwhm))
     iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
-    strong = z[iy, ix] >= threshold
+    left = stack.total.without_the_largest()
+    strong = (z[iy, ix] >= threshold) & (left[iy, ix] > 0)
     x, y, iy, ix = x[strong], y[strong], iy[strong], ix[strong]
     order = np.argsort(-z[iy, ix])
     x, y, iy, ix = x[order], y[order], iy[order], ix[order]
-    average = stack.mean_flux()
-    left = stack.total.without_the_largest()[iy, ix]
+    average, left = stack.mean_flux(), left[iy, ix]
     wide = part_of_trail_or_halo(sharp, stack.noise.n > 0, x, y, fwhm)
     flags = np.where(left < threshold, int(DetectionFlag.ONE_EPOCH), 0)
     flags |= np.where(wide, int(DetectionFlag.TRAIL_OR_HALO), 0)
