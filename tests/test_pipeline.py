@@ -587,3 +587,43 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
         read_frames(tmp_path)
     with pytest.raises(ReadError, match="no run of"):
         LightCurves(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["variables", "report"])
+def test_what_fails_after_the_photometry_is_told(
+    season: Path, run_cli, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("for the test")
+
+    work = {"variables": "find_variables", "report": "make_report"}[step]
+    monkeypatch.setattr(f"pytorchdia.run.pipeline.{work}", fails)
+    text = (season / "config.toml").read_text()
+    (season / "config.toml").write_text(text + "\n[variables]\nthreshold = 7.0\n")
+    for _ in range(2):  # nothing changes: it is told again
+        outcome = run_cli("reduce", season / "config.toml", "--workers", 1)
+        assert outcome.code == 6
+        assert f"failed {step}" in outcome.err
+        assert "for the test" in outcome.err
+        assert "log.txt" in outcome.err
+    page = season / "run/report.html"
+    if step == "variables":
+        assert "The search for variables is not complete." in page.read_text()
+        assert "No variable or new source was found" not in page.read_text()
+    else:
+        assert not page.exists()
+    monkeypatch.undo()
+    (season / "config.toml").write_text(text)
+    summary = reduce(season / "config.toml")
+    assert summary.troubles == ()
+    assert "is not complete" not in page.read_text()
+
+
+def test_keeping_registered_frames_makes_nothing_else_anew(season: Path) -> None:
+    text = (season / "config.toml").read_text()
+    (season / "config.toml").write_text(text.replace("[run]\n", "[run]\nkeep_registered = true\n"))
+    assert "keep_registered = true" in (season / "config.toml").read_text()
+    again = to_do(reduce(season / "config.toml"))
+    assert again["register"] == 6
+    assert again["reference"] == again["subtract"] == again["photometry"] == 0
+    assert len(list((season / "run/registered").glob("*.fits"))) == 6

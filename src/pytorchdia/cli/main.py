@@ -50,7 +50,7 @@ EXIT_CODES = {
     3: "the input cannot be used (file, frame or option)",
     4: "the output cannot be written",
     5: "the output was written, but the fit did not converge",
-    season.SOME_FAILED: "the season was reduced, but some frames failed",
+    season.SOME_FAILED: "the season was reduced, but a frame, the candidates or the report failed",
     130: "interrupted",
 }
 

@@ -22,7 +22,7 @@ from .display import stderr
 __all__ = ["add_commands"]
 
 SOME_FAILED = 6
-"""Exit code of a run that went to its end with frames that failed."""
+"""Exit code of a run that went to its end, but not all of it went well."""
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run of 'pytorchdia reduce'.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -92,7 +92,7 @@ def reduce_season(
         return
     if not quiet:
         _show_summary(summary)
-    if summary.failed:
+    if summary.failed or summary.troubles:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -194,6 +194,10 @@ def _show_summary(summary: RunSummary) -> None:
             if row.status == status:
                 text = f"[{colour}]{status}[/] {row.name} ({row.step}): {row.reason}"
                 stderr.print(text, soft_wrap=True, highlight=False)
+    for state in summary.troubles:
+        log = summary.run / "log.txt"
+        text = f"[red]failed[/] {state.step} {state.name}: {state.reason} {log} has more."
+        stderr.print(text, soft_wrap=True, highlight=False)
     counts = {
         s: sum(row.status == s for row in summary.rows) for s in ("done", "rejected", "failed")
     }

@@ -51,6 +51,7 @@ STEPS = ("register", "reference", "subtract", "photometry", "report")
 _STEP_OF = {
     "measure": "register", "stack": "photometry", "variables": "photometry", "follow": "photometry",
 }  # fmt: skip
+_AFTER_PHOTOMETRY = ("stack", "variables", "follow", "report")
 _PART = 50  # frames of one part of the stack, by their names: a night changes the last ones only
 
 Progress = Callable[[str, int, int], None]
@@ -80,11 +81,15 @@ class RunSummary:
         One for each frame: what became of it and why.
     planned : tuple of (str, int, int)
         Step, units done before, units to do (done since, unless it was a dry run).
+    troubles : tuple of State
+        What failed after the photometry, and is in no row: the search for variables, the fluxes at
+        their places, the report.
     """
 
     run: Path
     rows: tuple[FrameRow, ...]
     planned: tuple[tuple[str, int, int], ...]
+    troubles: tuple[State, ...] = ()
 
     @property
     def failed(self) -> tuple[FrameRow, ...]:
@@ -144,6 +149,7 @@ class _Season:
         self._states: dict[str, dict[str, State]] = {}
         self._grades: dict[str, Grade] = {}
         self._used: list[str] = []
+        self._troubles: list[State] = []
 
     def through(self, last: str | None) -> RunSummary:
         """All steps up to ``last``."""
@@ -157,7 +163,7 @@ class _Season:
                 do()
         except _PlanEnds:
             pass
-        return RunSummary(self.run, self._rows(), tuple(self._planned))
+        return RunSummary(self.run, self._rows(), tuple(self._planned), tuple(self._troubles))
 
     def write_table(self) -> None:
         """The table of frames; what is known so far."""
@@ -197,7 +203,7 @@ class _Season:
         stars = self.settings.path(self.settings.stars.list)
         digest = digest_of({
             "frames": [
-                (name, self._states["measure"][name].values["sha256"], laid[name].content)
+                (name, self._states["measure"][name].values["sha256"], dict(laid[name].values))
                 for name in names
             ],
             "settings": self._of("frames", "camera", "keywords", "stars"),
@@ -221,7 +227,7 @@ class _Season:
                 digest_of({
                     "frame": self._states["measure"][name].values["sha256"],
                     "fwhm": self._states["measure"][name].values["fwhm"],
-                    "registration": state.content,
+                    "registration": dict(state.values),
                     "reference": made,
                     "settings": self._of("frames", "camera", "keywords", "subtract"),
                     "files": self._companions(),
@@ -319,8 +325,9 @@ class _Season:
             for name, state in self._states[step].items()
         }
         rows = self._rows()
-        digest = report_digest(rows, self.settings, self.run, whole)
-        arguments = (rows, self.sources, self.settings, self.run)
+        troubles = [f"{state.step} {state.name}: {state.reason}" for state in self._troubles]
+        digest = report_digest(rows, self.settings, self.run, whole, troubles)
+        arguments = (rows, self.sources, self.settings, self.run, troubles)
         self._advance("report", [Unit("report", "report", digest, make_report, arguments)])
 
     # What they have in common.
@@ -353,6 +360,9 @@ class _Season:
             self._states[step] = _done(states)
             self._tell(step, len(states), len(units))
             _log_state(state)
+        if step in _AFTER_PHOTOMETRY:
+            failed = (states[n] for n in sorted(states) if states[n].outcome is Outcome.FAILED)
+            self._troubles += failed
         return self._states[step]
 
     def _tell(self, step: str, done: int, total: int) -> None:

@@ -61,6 +61,7 @@ class Content:
     settings: Settings
     findings: tuple[tuple[str, Finding], ...]
     candidates: tuple[Mapping[str, Any], ...]
+    troubles: tuple[str, ...]
     reference: str
     reference_shape: tuple[int, int]
     season: str
@@ -141,8 +142,12 @@ def _mark(card: VariableCard, width: int, height: int) -> str:
 
 
 def _variables(content: Content) -> str:
+    failed = "".join(
+        f"<p><strong>The search for variables is not complete.</strong> {escape(trouble)}</p>\n"
+        for trouble in content.troubles
+    )
     if not content.variables:
-        return "<p>No variable or new source was found.</p>"
+        return failed or "<p>No variable or new source was found.</p>"
     blink = '<p><button type="button" id="blink-all" aria-pressed="false">Blink all</button></p>\n'
     cards = "\n".join(_card(card) for card in content.variables)
     n, listed = len(content.candidates), content.candidates[:_MOST_LISTED]
@@ -150,7 +155,8 @@ def _variables(content: Content) -> str:
     rows = [[_cell(c[name], ".5g") for name in names] for c in listed]
     heads = ("kind", "star", "x", "y", "significance", "epochs", "best frame", "flux", "error")
     return (
-        f"{blink}{cards}\n<details><summary>List of candidates: {len(listed)} of {n}</summary>"
+        f"{failed}{blink}{cards}\n"
+        f"<details><summary>List of candidates: {len(listed)} of {n}</summary>"
         f"{_table(heads, rows)}</details>"
     )
 

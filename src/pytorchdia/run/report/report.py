@@ -34,8 +34,9 @@ _STEPS = ("measure", "register", "subtract", "photometry")
 
 
 def report_digest(
-    rows: Sequence[FrameRow], settings: Settings, run: Path, made: Mapping[str, str]
-) -> str:
+    rows: Sequence[FrameRow], settings: Settings, run: Path, made: Mapping[str, str],
+    troubles: Sequence[str],
+) -> str:  # fmt: skip
     """Digest of all that a report shows.
 
     Parameters
@@ -45,18 +46,22 @@ def report_digest(
     run : Path
     made : Mapping
         Contents of the other pieces of work that it depends on.
+    troubles : sequence of str
+        As :func:`make_report`.
     """
     return digest_of({
         "rows": [asdict(row) for row in rows],
         "settings": settings.model_dump(mode="json", by_alias=True),
         "findings": [(name, vars(finding)) for name, finding in _findings(rows, run)],
         "made": dict(made),
+        "troubles": list(troubles),
     })  # fmt: skip
 
 
 def make_report(
-    rows: Sequence[FrameRow], sources: Sequence[Source], settings: Settings, run: Path
-) -> Made:
+    rows: Sequence[FrameRow], sources: Sequence[Source], settings: Settings, run: Path,
+    troubles: Sequence[str],
+) -> Made:  # fmt: skip
     """Write ``report.html``.
 
     Its images are bounded: the twelve best candidates, 96 kernels, whatever the season holds.
@@ -70,6 +75,8 @@ def make_report(
     settings : Settings
     run : Path
         Its folder.
+    troubles : sequence of str
+        What failed in the search for variables, and why.
 
     Raises
     ------
@@ -100,6 +107,7 @@ def make_report(
         settings=settings,
         findings=tuple(_findings(rows, run)),
         candidates=tuple(candidates),
+        troubles=tuple(troubles),
         reference=grey(small, *limits_of(small)),
         reference_shape=reference.shape,
         season=season_drawing(rows),
