@@ -94,6 +94,54 @@ def test_stars_of_another_seeing_are_no_outliers():
     np.testing.assert_allclose(combined.data.numpy()[peaks], plain.data.numpy()[peaks], rtol=0.02)
 
 
+@pytest.mark.parametrize("factors", [(1.25, 1, 0.75, 0.8), (1, 1, 9, 1), (1, 1, 1, 0.05)])
+def test_a_star_that_changes_keeps_its_whole_image(factors):
+    """Mild changes with the seeing's, an outburst, an eclipse: none loses its core."""
+    at = Stars(np.array([90.3]), np.array([110.4]), np.array([2e4]))
+    phis = (1.27, 1.4, 1.55, 1.7)
+
+    def changed(factor, phi):
+        return lambda image: np.add(image, factor * render_gaussian(at, SHAPE, phi), out=image)
+
+    frames = [
+        frame(seed, phi=phi, spoil=changed(factor, phi))
+        for seed, (factor, phi) in enumerate(zip(factors, phis, strict=True))
+    ]
+    combined, plain = combine(frames), combine(frames, reject=False)
+    near = render_gaussian(at, SHAPE, 1.5) > 5.0
+    np.testing.assert_array_equal(combined.data.numpy()[near], plain.data.numpy()[near])
+
+
+def ray(image):
+    image[110, 90:92] += 8000.0
+
+
+def trail(image):
+    image[:, 89:92] += 8000.0 * np.array([0.6, 1.0, 0.6])
+
+
+@pytest.mark.parametrize("spoil", [ray, trail])
+def test_what_crosses_a_star_is_no_change_of_the_star(spoil):
+    at = Stars(np.array([90.3]), np.array([110.4]), np.array([2e4]))
+    star = render_gaussian(at, SHAPE, 1.5)
+
+    def with_star(image):
+        image += star
+
+    def spoilt(image):
+        image += star
+        spoil(image)
+
+    good = [frame(seed, spoil=with_star) for seed in range(1, 4)]
+    combined, clipped = combine([frame(0, spoil=spoilt), *good]), combine(good)
+    hit_by = np.zeros(SHAPE)
+    spoil(hit_by)
+    use = (hit_by > 7000) & (star > 100)
+    assert use.sum() >= 2
+    error = (combined.data - clipped.data).numpy()[use]
+    assert (np.abs(error) < 5 * np.sqrt(combined.variance.numpy())[use]).all()
+
+
 def test_pixels_of_no_frame_are_flagged_and_those_of_one_are_filled():
     def left(image):
         image[:, :30] = np.nan

@@ -10,12 +10,12 @@ import numpy as np
 import sep
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import grey_dilation, grey_erosion
 
 from ..errors import Finding, InputError, ShapeError
 from ..frame import Detector, Flag, Frame, strips
 from ..measure import default_noise
 from ..noise import NoiseModel
+from .outliers import beyond_the_limit, changed_stars, lower_median
 from .star_detection import DetectedStars, detect_stars, star_shapes
 
 __all__ = ["Scaling", "combine", "measure_scaling"]
@@ -23,7 +23,6 @@ __all__ = ["Scaling", "combine", "measure_scaling"]
 FloatArray = NDArray[np.float64]
 
 _SCALING_STARS = 100  # brightest clean stars
-_CLIP_NOISE, _CLIP_SLOPE = 5.0, 0.7  # rejected beyond so many sigma plus this share of the slope
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,10 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
     Each frame is brought to the scale and the sky of the first, weighted by the inverse variance
     of its sky (one weight for a frame, so that the PSF is the same at faint and at bright stars),
     and averaged without the outliers. A pixel is an outlier where it differs from the median by
-    more than 5 standard deviations plus 0.7 times the steepest step to its neighbours: stars of
-    another seeing stay, cosmic rays go. Of two frames the lower one is believed.
+    more than 5 standard deviations plus 0.7 times the steepest step to its neighbours plus half of
+    the light there: stars of another seeing stay, cosmic rays go. Outliers that together look like
+    a star which has changed (:func:`~.outliers.changed_stars`) stay as well: its mean is that of
+    the frames, its image whole. Of two frames the lower one is believed.
 
     Parameters
     ----------
@@ -146,12 +147,14 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
                 f"{frame.name} has shape {frame.shape} but {frames[0].name} has {frames[0].shape}; "
                 "register the frames onto the first one before they are combined."
             )
-    kept, scalings, findings = _scalings(frames)
+    kept, scalings, fwhm, findings = _scalings(frames)
     noises = [default_noise(frame)[0] for frame in kept]
     weights = np.array(
         [1.0 / _sky_variance(*each) for each in zip(kept, scalings, noises, strict=True)]
     )
-    data, variance, flags, rejected = _average(kept, scalings, noises, weights, reject)
+    data, variance, flags, rejected = _average(
+        kept, scalings, noises, weights, fwhm if reject and len(kept) > 1 else None
+    )
     first = frames[0]
     share = rejected / max(data.numel() * len(kept), 1)
     findings.append(
@@ -172,8 +175,10 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
     )
 
 
-def _scalings(frames: Sequence[Frame]) -> tuple[list[Frame], list[Scaling], list[Finding]]:
-    """The frames that can be scaled to the first, and how."""
+def _scalings(
+    frames: Sequence[Frame],
+) -> tuple[list[Frame], list[Scaling], float, list[Finding]]:
+    """The frames that can be scaled to the first, and how; the largest FWHM [pixels]."""
     first = frames[0]
     stars = detect_stars(first)
     widths = [star_shapes(first, stars)[0] or 3.0]
@@ -195,7 +200,7 @@ def _scalings(frames: Sequence[Frame]) -> tuple[list[Frame], list[Scaling], list
             continue
         kept.append(frame)
         scalings.append(scaling)
-    return kept, scalings, findings
+    return kept, scalings, max(widths), findings
 
 
 def _sky_variance(frame: Frame, scaling: Scaling, noise: NoiseModel) -> float:
@@ -212,58 +217,76 @@ def _average(
     scalings: Sequence[Scaling],
     noises: Sequence[NoiseModel],
     weights: FloatArray,
-    reject: bool,
+    fwhm: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Data, variance and flags, strip by strip; and how many pixels were rejected."""
-    shape, n_rejected = frames[0].shape, 0
+    """Data, variance and flags, strip by strip; and how many pixels were rejected.
+
+    ``fwhm`` is that of the stars [pixels]; None stands for no rejection.
+    """
+    shape = frames[0].shape
     data = torch.zeros(shape, dtype=torch.float64)
     variance = torch.ones(shape, dtype=torch.float64)
     flags = torch.zeros(shape, dtype=torch.int16)
+    median, rejected = np.zeros(shape), np.zeros((len(frames), *shape), dtype=bool)
     for rows in strips(shape[0], 128):
         top, bottom = max(rows.start - 1, 0), min(rows.stop + 1, shape[0])
         inner = slice(rows.start - top, rows.stop - top)
         cut = [_cut(f, slice(top, bottom)) for f in frames]
-        values = np.stack(
-            [
-                (c.data.double().numpy() - s.sky) / s.scale
-                for c, s in zip(cut, scalings, strict=True)
-            ]
-        )
-        good = np.stack([~c.mask.numpy() for c in cut])
-        median = np.nan_to_num(_median(values, good))
-        variances = np.stack(
-            [
-                _variance(c, s, noise, median)
-                for c, s, noise in zip(cut, scalings, noises, strict=True)
-            ]
-        )
-        used = good
-        if reject and len(frames) > 1:
-            used = good & ~_outliers(values, variances, median, good)
-            n_rejected += int((good & ~used)[:, inner].sum())
-        weight = weights[:, None, None] * used
-        total = weight.sum(axis=0)
+        values, good = _scaled(cut, scalings)
+        middle = np.nan_to_num(lower_median(values, good))
+        median[rows] = middle[inner]
+        if fwhm is not None:
+            variances = _variances(cut, scalings, noises, middle)
+            rejected[:, rows] = beyond_the_limit(values, variances, middle, good)[:, inner]
+    if fwhm is not None:
+        for outlying, frame, scaling, weight in zip(
+            rejected, frames, scalings, weights, strict=True
+        ):
+            if outlying.any():
+                excess = np.where(frame.mask.numpy(), 0.0, _on_scale(frame, scaling) - median)
+                sigma = 1.0 / math.sqrt(weight)
+                outlying &= ~changed_stars(outlying, excess, median, sigma, fwhm)
+    for rows in strips(shape[0], 128):
+        cut = [_cut(f, rows) for f in frames]
+        values, good = _scaled(cut, scalings)
+        variances = _variances(cut, scalings, noises, median[rows])
+        weight_of = weights[:, None, None] * (good & ~rejected[:, rows])
+        total = weight_of.sum(axis=0)
         covered = total > 0
         safe = np.where(covered, total, 1.0)
-        mean = (weight * values).sum(axis=0) / safe + scalings[0].first_sky
-        spread = (weight**2 * variances).sum(axis=0) / safe**2
-        data[rows] = torch.from_numpy(np.where(covered, mean, cut[0].data.double().numpy())[inner])
-        variance[rows] = torch.from_numpy(np.where(covered, spread, 1.0)[inner])
-        flags[rows] = _flags_left(cut, covered)[inner]
-    return data, variance, flags, n_rejected
+        mean = (weight_of * values).sum(axis=0) / safe + scalings[0].first_sky
+        spread = (weight_of**2 * variances).sum(axis=0) / safe**2
+        data[rows] = torch.from_numpy(np.where(covered, mean, cut[0].data.double().numpy()))
+        variance[rows] = torch.from_numpy(np.where(covered, spread, 1.0))
+        flags[rows] = _flags_left(cut, covered)
+    return data, variance, flags, int(rejected.sum())
+
+
+def _on_scale(frame: Frame, scaling: Scaling) -> FloatArray:
+    """Pixels in the counts of the first frame, without sky."""
+    values: FloatArray = (frame.data.double().numpy() - scaling.sky) / scaling.scale
+    return values
+
+
+def _scaled(
+    frames: Sequence[Frame], scalings: Sequence[Scaling]
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """:func:`_on_scale` of all frames, (n, h, w), and which of the pixels are good."""
+    values = np.stack([_on_scale(*each) for each in zip(frames, scalings, strict=True)])
+    return values, np.stack([~frame.mask.numpy() for frame in frames])
+
+
+def _variances(
+    frames: Sequence[Frame], scalings: Sequence[Scaling], noises: Sequence[NoiseModel],
+    median: FloatArray,
+) -> FloatArray:  # fmt: skip
+    each = zip(frames, scalings, noises, strict=True)
+    return np.stack([_variance(*one, median) for one in each])
 
 
 def _cut(frame: Frame, rows: slice) -> Frame:
     variance = None if frame.variance is None else frame.variance[rows]
     return replace(frame, data=frame.data[rows], flags=frame.flags[rows], variance=variance)
-
-
-def _median(values: FloatArray, good: NDArray[np.bool_]) -> FloatArray:
-    """Lower median over the good frames, NaN where there is none; of two the lower one."""
-    ordered = np.sort(np.where(good, values, np.inf), axis=0)
-    middle = np.maximum(good.sum(axis=0) - 1, 0) // 2
-    median: FloatArray = np.take_along_axis(ordered, middle[None], axis=0)[0]
-    return np.where(np.isfinite(median), median, np.nan)
 
 
 def _variance(frame: Frame, scaling: Scaling, noise: NoiseModel, median: FloatArray) -> FloatArray:
@@ -275,20 +298,6 @@ def _variance(frame: Frame, scaling: Scaling, noise: NoiseModel, median: FloatAr
         own = noise.variance(expected)
     scaled: FloatArray = own.numpy() / scaling.scale**2
     return scaled
-
-
-def _outliers(
-    values: FloatArray, variances: FloatArray, median: FloatArray, good: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    slope = np.maximum(
-        grey_dilation(median, (3, 3)) - median, median - grey_erosion(median, (3, 3))
-    )
-    limit = _CLIP_NOISE * np.sqrt(variances) + _CLIP_SLOPE * slope
-    # The median is noisy itself, most of all that of a few frames.
-    count = np.maximum(good.sum(axis=0), 1)
-    limit = limit * np.sqrt(1.0 + math.pi / 2.0 / count)
-    outlying: NDArray[np.bool_] = np.abs(values - median) > limit
-    return outlying
 
 
 def _flags_left(cut: Sequence[Frame], covered: NDArray[np.bool_]) -> torch.Tensor:
