@@ -180,6 +180,8 @@ def test_a_list_of_stars_and_registered_frames(finished: Path, tmp_path: Path) -
     reduce(folder / "config.toml")
     curves, before = LightCurves(folder / "run"), LightCurves(finished / "run")
     assert list(curves.stars["name"]) == ["V1"]
+    assert curves.named("V1").title == "star 1 (V1)"
+    assert curves.named("V1").to_table().meta["name"] == "V1"
     mine, found = (c.at(*VARIABLE).epochs for c in (curves, before))
     apart = np.abs(np.asarray(mine["flux"]) - np.asarray(found["flux"]))
     assert (apart < 3 * np.asarray(found["error"])).all()
@@ -570,6 +572,13 @@ def test_commands(season: Path, run_cli) -> None:
     assert done.code == 0
     assert (season / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (season / "a.csv").exists()
+    assert "0 stars of the name '99999'" in run_cli("lightcurve", season / "run", 99999).err
+    assert "no WCS" in run_cli("lightcurve", season / "run", "--ra", 1, "--dec", 2).err
+    assert run_cli("lightcurve", season / "run", "--ra", 1).code == 3
+    picture = run_cli("lightcurve", season / "run", 1, "--plot", season / "a.xyz")
+    assert picture.code == 3
+    assert "png" in picture.err
+    assert not (season / "a.xyz").exists()
     assert run_cli("lightcurve", season / "run", 99999).code == 3
     assert run_cli("lightcurve", season / "run").code == 3
     assert run_cli("reduce", season / "config.toml", "--only", "nothing").code == 3

@@ -140,6 +140,27 @@ def test_two_time_scales_are_refused(run: Path) -> None:
         LightCurves(run)[1].to_timeseries()
 
 
+def test_times_at_the_barycentre_are_no_times_at_the_telescope(run: Path) -> None:
+    write_table(run / "photometry" / "f1.parquet", EPOCH, epoch(1) | {"time_scale": "utc bary"})
+    with pytest.raises(InputError, match="utc, utc bary"):
+        LightCurves(run)[1].to_timeseries()
+    for i in (0, 2):
+        columns = epoch(i) | {"time_scale": "utc bary"}
+        write_table(run / "photometry" / f"f{i}.parquet", EPOCH, columns)
+    assert LightCurves(run)[1].to_timeseries().meta["time_scale"] == "utc bary"
+
+
+def test_stars_by_name_and_by_direction(run: Path) -> None:
+    curves = LightCurves(run)
+    assert curves.near(270.0 + 5e-4, -25.0).star == 1
+    with pytest.raises(InputError, match=r"36\d\d arcsec away"):
+        curves.near(270.0, -26.0)
+    with pytest.raises(KeyError, match="0 stars of the name 'V1'"):
+        curves.named("V1")
+    with pytest.raises(KeyError, match="0 stars of the name ''"):
+        curves.named("")
+
+
 @pytest.mark.parametrize("ending", [".csv", ".ecsv", ".fits", ".vot", ".xml"])
 def test_export_and_back(run: Path, tmp_path: Path, ending: str) -> None:
     path = LightCurves(run)[1].write(tmp_path / f"curve{ending}")

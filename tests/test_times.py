@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from astropy.time import Time
+from astropy.wcs import WCS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +49,10 @@ def codes(when):
         ({"DATE_OBS": "2013-08-02", "TIME_OBS": "16:41:00.096"}, "DATE-OBS+TIME-OBS"),
         ({"DATE_OBS": "2013-08-02", "UT": " 16:41:00.096 "}, "DATE-OBS+UT"),
         ({"DATE_OBS": "2013-08-02", "UT": 16.68336}, "DATE-OBS+UT"),
+        ({"DATE_OBS": "2013/08/02", "UT": "16:41:00.096"}, "DATE-OBS+UT"),
+        ({"DATE_OBS": "2013-08-02", "TIME": "16:41:00.096"}, "DATE-OBS+TIME"),
+        ({"DATE_OBS": "2013-08-02T16:41:00.096+00:00"}, "DATE-OBS"),
+        ({"JD_UTC": START + 2400000.5}, "JD-UTC"),
         ({"DATE_BEG": "2013-08-02T16:41:00.096"}, "DATE-BEG"),
     ],
 )
@@ -144,6 +150,31 @@ def test_pointing_reads_sexagesimal_hours_and_degrees(ra, dec):
         assert where.dec.deg == pytest.approx(-25.285, abs=1e-5)
     assert pointing(frame(RA="nowhere", DEC=5.0)) is None
     assert pointing(frame()) is None
+
+
+def with_wcs(ra, dec, **header):
+    plain = frame(MJD_OBS=START, **header)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [ra, dec]
+    wcs.wcs.cdelt = [-1e-4, 1e-4]
+    return replace(plain, wcs=wcs)
+
+
+def test_a_wcs_that_nobody_filled_in_is_not_believed():
+    told = observation_time(frame(MJD_OBS=START, RA=150.0, DEC=-20.0))
+    empty = observation_time(with_wcs(0.0, 0.0, RA=150.0, DEC=-20.0))
+    assert empty.bjd_tdb == pytest.approx(told.bjd_tdb, abs=1e-9)
+    assert codes(empty) == []
+    assert observation_time(with_wcs(0.0, 0.0)).bjd_tdb is None
+
+
+def test_a_header_that_points_elsewhere_than_its_wcs_is_said():
+    near = observation_time(with_wcs(150.0, -20.0, RA=150.4, DEC=-20.3))
+    assert codes(near) == []
+    far = observation_time(with_wcs(150.0, -20.0, RA=10.0, DEC=-20.0))
+    assert codes(far) == ["pointing-disagrees"]
+    assert far.bjd_tdb == pytest.approx(near.bjd_tdb, abs=1e-9)
 
 
 def test_site_from_geocentric_coordinates():

@@ -121,9 +121,17 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
 def lightcurve(
     run: Run,
-    star: Annotated[int | None, typer.Argument(help="Number of the star.")] = None,
+    star: Annotated[
+        str | None, typer.Argument(help="Number of the star, or its name in the list of stars.")
+    ] = None,
     x: Annotated[float | None, typer.Option("--x", help="Or the star nearest to this x,")] = None,
     y: Annotated[float | None, typer.Option("--y", help="and this y on the reference.")] = None,
+    ra: Annotated[
+        float | None, typer.Option("--ra", help="Or nearest to this right ascension (degrees),")
+    ] = None,
+    dec: Annotated[
+        float | None, typer.Option("--dec", help="and this declination (degrees).")
+    ] = None,
     candidate: Annotated[
         int | None,
         typer.Option(help="Or a variable or new source, by its number in the report."),
@@ -139,7 +147,7 @@ def lightcurve(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
 ) -> None:
     """Print, write or plot the light curve of one star, or of one candidate."""
-    curve = _chosen(LightCurves.open(run), star, x, y, candidate)
+    curve = _chosen(LightCurves.open(run), star, (x, y), (ra, dec), candidate)
     if output is not None:
         curve.write(output, overwrite, zero_point)
         stderr.print(f"[green]wrote[/] {output}", soft_wrap=True)
@@ -155,26 +163,32 @@ def lightcurve(
 
 
 def _chosen(
-    curves: LightCurves, star: int | None, x: float | None, y: float | None, candidate: int | None
+    curves: LightCurves,
+    star: str | None,
+    pixel: tuple[float | None, float | None],
+    sky: tuple[float | None, float | None],
+    candidate: int | None,
 ) -> LightCurve:
-    ways = (star is not None, x is not None and y is not None, candidate is not None)
-    if sum(ways) != 1 or (x is None) != (y is None):
+    (x, y), (ra, dec) = pixel, sky
+    ways = sum(way is not None for way in (star, x, ra, candidate))
+    if ways != 1 or (x is None) != (y is None) or (ra is None) != (dec is None):
         raise InputError(
-            "Give the number of a star, or --x and --y of a place on the reference, or --candidate."
+            "Give the number or the name of a star, or --x and --y of a place on the reference, or "
+            "--ra and --dec, or --candidate."
         )
-    if candidate is not None:
-        try:
+    try:
+        if candidate is not None:
             return curves.candidate(candidate)
-        except KeyError as error:
-            raise InputError(str(error.args[0])) from error
+        if star is not None:
+            by_number = star.isdecimal() and int(star) in curves
+            return curves[int(star)] if by_number else curves.named(star)
+    except KeyError as error:
+        raise InputError(str(error.args[0])) from error
     if x is not None and y is not None:
         return curves.at(x, y)
-    assert star is not None
-    if star not in curves:
-        raise InputError(
-            f"{curves.run} has no star {star}; it has {len(curves)} stars (stars.parquet)."
-        )
-    return curves[star]
+    assert ra is not None
+    assert dec is not None
+    return curves.near(ra, dec)
 
 
 def _show_plan(summary: RunSummary) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from ..headers import Keywords, TimeKeyword
 
 __all__ = ["TIMES", "ObservationTime", "observation_time", "pointing", "site"]
 
-_CLOCKS = ("TIME-OBS", "UTC-OBS", "UT", "UTC", "UTSTART", "UTCSTART", "TIME-BEG", "UT-TIME")
+_CLOCKS = (
+    "TIME-OBS", "UTC-OBS", "UT", "UTC", "UTSTART", "UTCSTART", "TIME-BEG", "UT-TIME", "TIME"
+)  # fmt: skip
 TIMES: tuple[TimeKeyword, ...] = (
     # Middles first, since they need no exposure time; then starts, then ends.
     TimeKeyword("BJD_TDB", "mid", scale="tdb", barycentric=True),
@@ -39,6 +42,8 @@ TIMES: tuple[TimeKeyword, ...] = (
     TimeKeyword("DATE-BEG"),
     TimeKeyword("MJD"),
     TimeKeyword("JD"),
+    TimeKeyword("JD_UTC", scale="utc"),
+    TimeKeyword("JD-UTC", scale="utc"),
     TimeKeyword("MJD-END", "end"),
     TimeKeyword("DATE-END", "end"),
     TimeKeyword("BJD", "mid", scale="tdb", barycentric=True),
@@ -50,6 +55,9 @@ TIMES: tuple[TimeKeyword, ...] = (
 _SCALES = {"": "utc", "utc": "utc", "ut": "utc", "gmt": "utc", "tai": "tai", "iat": "tai",
            "tt": "tt", "tdt": "tt", "et": "tt", "tdb": "tdb", "tcb": "tcb", "tcg": "tcg",
            "ut1": "ut1"}  # fmt: skip
+_SLASHES = re.compile(r"\d{4}/\d\d/\d\d")  # a date as some write it; dd/mm/yy is of 1900 to 1999
+_ISO_UTC = re.compile(r"([Zz]|[+-]00:?00)$")
+_FAR = 5.0  # degrees between WCS and header: more than a field of view and precession
 _FIRST, _LAST = 15019.5, 88068.5  # MJD of 1900 and 2100: no detector worked before
 _POINTINGS = (("RA", "DEC"), ("OBJCTRA", "OBJCTDEC"), ("RA_OBS", "DEC_OBS"), ("TELRA", "TELDEC"),
               ("OBJRA", "OBJDEC"), ("RA-OBS", "DEC-OBS"), ("RA_TARG", "DEC_TARG"))  # fmt: skip
@@ -110,7 +118,9 @@ def observation_time(frame: Frame, keywords: Keywords = Keywords()) -> Observati
     if keyword.barycentric:
         bjd = mjd + 2400000.5 if scale == "tdb" else None
         return ObservationTime(mjd, f"{scale} bary", name, bjd, tuple(findings))
-    return ObservationTime(mjd, scale, name, _bjd(mjd, scale, frame), tuple(findings))
+    where, doubts = _direction(frame)
+    bjd = None if where is None else _bjd(mjd, scale, frame, where)
+    return ObservationTime(mjd, scale, name, bjd, (*findings, *doubts))
 
 
 def _first(
@@ -140,7 +150,9 @@ def _first(
 
 
 def _is_date_alone(raw: Any) -> bool:
-    return isinstance(raw, str) and "T" not in raw and ":" not in raw and raw.count("-") == 2
+    if not isinstance(raw, str) or "T" in raw or ":" in raw:
+        return False
+    return raw.count("-") == 2 or _SLASHES.fullmatch(raw.strip()) is not None
 
 
 def _mjd(raw: Any, clock: Any) -> float | None:
@@ -157,6 +169,7 @@ def _mjd(raw: Any, clock: Any) -> float | None:
 
 
 def _mjd_of_date(date: str, clock: Any) -> float | None:
+    date = date.replace("/", "-") if _SLASHES.match(date) else date
     if _is_date_alone(date):
         if clock is None:
             return None
@@ -166,7 +179,9 @@ def _mjd_of_date(date: str, clock: Any) -> float | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ErfaWarning)  # leap seconds to come are not known
-            return float(Time(date.replace(" ", "T").rstrip("Zz"), scale="utc", format="isot").mjd)
+            return float(
+                Time(_ISO_UTC.sub("", date.replace(" ", "T")), scale="utc", format="isot").mjd
+            )
     except ValueError:
         return None
 
@@ -213,11 +228,8 @@ def _to_middle(mjd: float, keyword: TimeKeyword, frame: Frame, findings: list[Fi
     return mjd + (0.5 if keyword.when == "start" else -0.5) * exposure / 86400.0
 
 
-def _bjd(mjd: float, scale: str, frame: Frame) -> float | None:
+def _bjd(mjd: float, scale: str, frame: Frame, where: SkyCoord) -> float:
     """BJD in TDB, with the orbit of the Earth that comes with astropy."""
-    where = pointing(frame)
-    if where is None:
-        return None
     # From the centre of the Earth where the site is not known: an error below 0.022 s.
     place = site(frame.meta)
     if place is None:
@@ -234,15 +246,49 @@ def _bjd(mjd: float, scale: str, frame: Frame) -> float | None:
 
 
 def pointing(frame: Frame) -> SkyCoord | None:
-    """The direction of a frame: the middle of its WCS, or what its header says; None if unknown."""
-    if getattr(frame.wcs, "has_celestial", False):
-        h, w = frame.shape
-        try:
-            middle = frame.wcs.pixel_to_world((w - 1) / 2.0, (h - 1) / 2.0).icrs
-            if np.isfinite(middle.ra.deg) and np.isfinite(middle.dec.deg):
-                return SkyCoord(middle.ra, middle.dec)
-        except Exception:  # astropy.wcs raises many kinds; the header may do
-            pass
+    """The direction of a frame: the middle of its WCS, or what its header says; None if unknown.
+
+    A WCS that nobody has filled in, with its zero point at right ascension and declination 0, is
+    not believed.
+    """
+    return _direction(frame)[0]
+
+
+def _direction(frame: Frame) -> tuple[SkyCoord | None, tuple[Finding, ...]]:
+    """:func:`pointing`, and what speaks against it."""
+    solved, told = _middle_of_wcs(frame), _told_by_header(frame)
+    if solved is None or told is None:
+        return solved if told is None else told, ()
+    apart = float(solved.separation(told).deg)
+    if apart < _FAR:
+        return solved, ()
+    finding = Finding(
+        "pointing-disagrees",
+        f"The WCS of {frame.name} points to RA {solved.ra.deg:.3f}, Dec {solved.dec.deg:.3f}, its "
+        f"header to {told.ra.deg:.3f}, {told.dec.deg:.3f} [degrees], {apart:.1f} degrees away; BJD "
+        "follows the WCS and may be wrong by up to 17 minutes. Mend the header.",
+        "warning",
+    )
+    return solved, (finding,)
+
+
+def _middle_of_wcs(frame: Frame) -> SkyCoord | None:
+    if not getattr(frame.wcs, "has_celestial", False):
+        return None
+    zero = getattr(getattr(frame.wcs, "celestial", frame.wcs), "wcs", None)
+    if zero is not None and not np.any(zero.crval):
+        return None
+    h, w = frame.shape
+    try:
+        middle = frame.wcs.pixel_to_world((w - 1) / 2.0, (h - 1) / 2.0).icrs
+    except Exception:  # astropy.wcs raises many kinds; the header may do
+        return None
+    if np.isfinite(middle.ra.deg) and np.isfinite(middle.dec.deg):
+        return SkyCoord(middle.ra, middle.dec)
+    return None
+
+
+def _told_by_header(frame: Frame) -> SkyCoord | None:
     for ra, dec in _POINTINGS:
         if ra in frame.meta and dec in frame.meta:
             x, y = _angle(frame.meta[ra], "hour"), _angle(frame.meta[dec], "deg")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..errors import InputError
 from ..product import check_writable, replacing
 from .lightcurves import LightCurve
 
@@ -45,10 +46,18 @@ def save_light_curve(curve: LightCurve, path: Path, overwrite: bool = False) -> 
 
     Raises
     ------
+    InputError
+        The ending is that of no picture.
     WriteError
         The file exists and ``overwrite`` is False, or it cannot be written.
     """
     check_writable(path, overwrite)
+    figure = draw_light_curve(curve)
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise InputError(
+            f"{path.name} ends in none of {', '.join(known)}; the ending tells the kind of picture."
+        )
     with replacing(path, path.suffix or ".png") as partial:
-        draw_light_curve(curve).savefig(partial)
+        figure.savefig(partial)
     return path

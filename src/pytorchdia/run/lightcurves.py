@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from astropy.coordinates import SkyCoord
 from astropy.io.fits.verify import VerifyWarning
 from astropy.table import MaskedColumn, Table
 from astropy.time import Time
@@ -34,6 +35,7 @@ _FORMATS = {
     ".vot": "votable",
     ".xml": "votable",
 }
+_FARTHEST = 60.0  # arcsec that the nearest star may lie away
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class LightCurve:
         :data:`pytorchdia.run.tables.FOLLOWED`.
     candidate : int or None
         Number of the candidate, if its flux was measured where the light changes.
+    name : str or None
+        Name of the star in the list of stars that the run was given.
     """
 
     star: int | None
@@ -67,11 +71,14 @@ class LightCurve:
     reference_error: float | None
     epochs: Table
     candidate: int | None = None
+    name: str | None = None
 
     @property
     def title(self) -> str:
         """What it is the light curve of."""
-        return f"star {self.star}" if self.candidate is None else f"candidate {self.candidate}"
+        if self.candidate is not None:
+            return f"candidate {self.candidate}"
+        return f"star {self.star}" + (f" ({self.name})" if self.name else "")
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -112,6 +119,9 @@ class LightCurve:
     def to_timeseries(self, zero_point: float = 25.0) -> TimeSeries:
         """As an astropy TimeSeries, BJD in TDB if all epochs have it; none without a time.
 
+        ``meta["time_scale"]`` is else that of the column: with ``bary`` in it, times are those at
+        the barycentre or the sun, which astropy's scales do not tell.
+
         Raises
         ------
         InputError
@@ -123,14 +133,15 @@ class LightCurve:
             time = Time(np.asarray(table["bjd_tdb"]), format="jd", scale="tdb")
             table.remove_columns(["time", "time_scale", "bjd_tdb"])
             return TimeSeries(table, time=time)
-        scales = sorted({str(s).split()[0] for s in table["time_scale"]})
+        scales = sorted({str(s) for s in table["time_scale"]})
         if len(scales) != 1:
             raise InputError(
                 f"The epochs of {self.title} are on {len(scales)} time scales "
                 f"({', '.join(scales) or 'no epoch has a time'}); a time series needs one. "
                 "Use to_table()."
             )
-        time = Time(np.asarray(table["time"]), format="mjd", scale=scales[0])
+        table.meta["time_scale"] = scales[0]
+        time = Time(np.asarray(table["time"]), format="mjd", scale=scales[0].split()[0])
         table.remove_columns(["time", "time_scale"])
         return TimeSeries(table, time=time)
 
@@ -156,8 +167,18 @@ class LightCurve:
             self.to_table(zero_point).write(partial, format=kind, overwrite=True)
         return path
 
-    def _about(self) -> dict[str, float | int | None]:
-        names = ("candidate", "star", "x", "y", "ra", "dec", "reference_flux", "reference_error")
+    def _about(self) -> dict[str, float | int | str | None]:
+        names = (
+            "candidate",
+            "star",
+            "name",
+            "x",
+            "y",
+            "ra",
+            "dec",
+            "reference_flux",
+            "reference_error",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -226,7 +247,7 @@ class LightCurves:
         epochs = self._read(self.dataset, pa.compute.field("star") == star)
         return LightCurve(
             int(star), float(row["x"]), float(row["y"]), _number(row["ra"]), _number(row["dec"]),
-            _number(row["flux"]), _number(row["error"]), _astropy(epochs),
+            _number(row["flux"]), _number(row["error"]), _astropy(epochs), name=_word(row["name"]),
         )  # fmt: skip
 
     @cached_property
@@ -281,6 +302,52 @@ class LightCurves:
         distance = np.hypot(np.asarray(self.stars["x"]) - x, np.asarray(self.stars["y"]) - y)
         return self[int(self.ids[int(np.argmin(distance))])]
 
+    def named(self, name: str) -> LightCurve:
+        """The light curve of a star by its name in the list of stars that the run was given.
+
+        Raises
+        ------
+        KeyError
+            No star has that name, or several have.
+        """
+        found = np.flatnonzero((np.ma.filled(self.stars["name"], "") == name) & (name != ""))
+        if len(found) != 1:
+            raise KeyError(
+                f"{self.run} has {len(found)} stars of the name {name!r}, which needs one. Names "
+                f"come from the list of stars that a run is given; its {len(self)} stars have "
+                "numbers, from 1 on."
+            )
+        return self[int(self.ids[found[0]])]
+
+    def near(self, ra: float, dec: float) -> LightCurve:
+        """The light curve of the star nearest to a direction.
+
+        Parameters
+        ----------
+        ra, dec : float
+            [degrees], in the frame of the reference's WCS.
+
+        Raises
+        ------
+        InputError
+            The reference has no WCS, or no star lies within an arc minute.
+        """
+        known = ~(np.ma.getmaskarray(self.stars["ra"]) | np.ma.getmaskarray(self.stars["dec"]))
+        if not known.any():
+            raise InputError(
+                f"The stars of {self.run} have no RA and Dec, since its reference has no WCS; give "
+                "a pixel instead."
+            )
+        there = SkyCoord(self.stars["ra"][known], self.stars["dec"][known], unit="deg")
+        apart = there.separation(SkyCoord(ra, dec, unit="deg")).arcsec
+        nearest = int(np.argmin(apart))
+        if apart[nearest] > _FARTHEST:
+            raise InputError(
+                f"The star nearest to RA {ra:.5f}, Dec {dec:.5f} is {apart[nearest]:.0f} arcsec "
+                f"away; {self.run} has none within {_FARTHEST:.0f}."
+            )
+        return self[int(self.ids[known][nearest])]
+
     def _read(self, dataset: Any, condition: Any) -> Any:
         """Rows of a dataset, in the order of time."""
         try:
@@ -308,6 +375,10 @@ def _astropy(table: Any) -> Table:
             MaskedColumn(values, name, mask=missing, unit=unit or None, description=meaning)
         )
     return Table(columns)
+
+
+def _word(value: Any) -> str | None:
+    return None if np.ma.is_masked(value) else str(value) or None
 
 
 def _number(value: Any) -> float | None:
