@@ -175,6 +175,14 @@ def test_the_sharpest_frames_make_the_reference(season):
     assert choose_reference_frames(blurred) == [2, 3]
 
 
+def test_a_binned_frame_is_not_the_sharpest(season):
+    known = [replace(q, fwhm=3.0) for q in season]
+    binned = replace(known[2], fwhm=1.5, shape=(100, 110))
+    assert choose_reference_frames([*known[:2], binned, *known[3:]]) == [0, 1, 3, 4]
+    halves = [replace(q, shape=(100, 110)) if i else q for i, q in enumerate(known[:2])]
+    assert choose_reference_frames(halves) == [0]
+
+
 def test_no_good_frame_is_an_error_with_the_reasons(season):
     none = [replace(q, n_stars=1) for q in season]
     with pytest.raises(InputError, match="only one star"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,6 +27,9 @@ def choose_reference_frames(
 ) -> list[int]:
     """Indices of the frames to combine, the sharpest first.
 
+    All have the size that most good frames have (of two the larger): a FWHM in pixels of a binned
+    frame would look sharper than it is.
+
     Parameters
     ----------
     qualities : sequence of FrameQuality
@@ -48,6 +52,9 @@ def choose_reference_frames(
     if not good:
         reasons = "; ".join(dict.fromkeys(g.reason for g in grades if g.reason)) or "no frames"
         raise InputError(f"No frame is good enough for a reference: {reasons}")
+    sizes = Counter(qualities[i].shape for i in good)
+    size = max(sizes, key=lambda shape: (sizes[shape], math.prod(shape)))
+    good = [i for i in good if qualities[i].shape == size]
     strict = replace(limits, max_noise_ratio=3.0, max_ellipticity=0.4, min_transparency=0.7,
                      min_star_share=0.5, max_masked=0.2)  # fmt: skip
     better = [i for i, g in enumerate(grade(qualities, strict)) if g.accepted and i in good]
