@@ -13,7 +13,6 @@ the median and the robust scale (1.4826 MAD) of the pulls of P, and the shares w
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ def main() -> None:
     for folder in sorted({p.parents[1] for p in arguments.folder.glob("*/blocks/*.csv")}):
         rows += lines(folder)
     record("table2-scenarios", rows, arguments.output)
-    for row in rows:
-        print(json.dumps(row))
+    for table in (medians_table(rows), cells_table(rows), pulls_table(rows)):
+        print("\n".join(table), end="\n\n")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -126,6 +125,88 @@ def median(values: NDArray[np.float64]) -> tuple[float, float]:
 def mean(values: NDArray[np.float64]) -> tuple[float, float]:
     """A mean and its standard error."""
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+TITLES = {
+    "b08": "B08", "plain": "plain", "prior": "prior", "b08-clip": "B08, clipped",
+    "gaussian": "Gaussian", "huber": "Huber", "student-t": "Student t",
+    "huber-prior": "Huber, prior", "student-t-prior": "Student t, prior",
+}  # fmt: skip
+SCENARIOS = ("coverage", "faint", "bright", "asymmetric", "large-box", "real-frame", "cosmic-rays")
+Rows = list[dict[str, Any]]
+
+
+def of(rows: Rows, scenario: str, method: str, regime: int) -> dict[str, Any]:
+    """One row; the frame in the name of a folder of ``real-frame`` does not count."""
+    key = (scenario, method, regime)
+    same = (r for r in rows if (r["scenario"].split("-AK")[0], r["method"], r["regime"]) == key)
+    return next(same, {})
+
+
+def methods_of(rows: Rows) -> list[tuple[str, str]]:
+    """Scenario and method of each line of the tables."""
+    return [(s, m) for s in SCENARIOS for m in TITLES if of(rows, s, m, 0)]
+
+
+def cell(row: dict[str, Any], name: str, digits: int) -> str:
+    """A value with its error in parentheses; empty if there is none."""
+    if row.get(name) is None:
+        return ""
+    digits = 0 if abs(row[name]) >= 1000 else digits
+    error = row.get(f"{name}_error")
+    return f"{row[name]:.{digits}f}" + ("" if error is None else f" ({error:.{digits}f})")
+
+
+def medians_table(rows: Rows) -> list[str]:
+    """MSE, MFV and MPB of each scenario and method."""
+    lines = [
+        "| Scenario | Method | n | MSE, SNR 1 | MSE, SNR 2 | MSE, SNR 3 | MSE ratio | Worst cell | "
+        "MFV | MPB | MPB less B08's |",
+        "|" + "---|" * 11,
+    ]
+    for scenario, method in methods_of(rows):
+        every = of(rows, scenario, method, 0)
+        mse = [cell(of(rows, scenario, method, regime), "mse", 2) for regime in (1, 2, 3)]
+        more = [cell(every, "ratio", 3), cell(every, "worst", 2), cell(every, "mfv", 3),
+                cell(every, "mpb", 2), cell(every, "mpb_more", 3)]  # fmt: skip
+        lines.append(f"| {scenario} | {TITLES[method]} | {every['n']} | {' | '.join(mse + more)} |")
+    return lines
+
+
+def cells_table(rows: Rows) -> list[str]:
+    """The ratio with a prior to without in each of the twelve cells."""
+    columns = [(s, "prior") for s in SCENARIOS[:-1]]
+    columns += [("cosmic-rays", "huber-prior"), ("cosmic-rays", "student-t-prior")]
+    heads = [*SCENARIOS[:-1], "cosmic-rays, Huber", "cosmic-rays, Student t"]
+    lines = [f"| SNR | Cell | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
+    for box in CELLS:
+        found = []
+        for scenario, method in columns:
+            cells = of(rows, scenario, method, 0).get("cells", ())
+            same = (c for c in cells if (c["regime"], c["cell"]) == (box.regime, box.name))
+            one = next(same, None)
+            found.append("" if one is None else
+                         f"{one['ratio']:.2f} ({one['error']:.2f}; {one['n']})")  # fmt: skip
+        lines.append(f"| {box.regime} | {box.name} | {' | '.join(found)} |")
+    return lines
+
+
+def pulls_table(rows: Rows) -> list[str]:
+    """How the errors of P hold."""
+    lines = [
+        "| Scenario | Method | SNR | n | Median | Scale | Within 1 | Within 2 |", "|" + "---|" * 8,
+    ]  # fmt: skip
+    for scenario, method in methods_of(rows):
+        for regime in (1, 2, 3):
+            row = of(rows, scenario, method, regime)
+            if "pull" in row:
+                values = [cell(row, "pull", 2), cell(row, "pull_scale", 2),
+                          cell(row, "within_1", 2), cell(row, "within_2", 2)]  # fmt: skip
+                lines.append(
+                    f"| {scenario} | {TITLES[method]} | {regime} | {row['n']} | "
+                    f"{' | '.join(values)} |"
+                )
+    return lines
 
 
 if __name__ == "__main__":
