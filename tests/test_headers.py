@@ -145,6 +145,17 @@ def test_a_count_rate_without_exposure_time_has_no_gain_and_says_so(unit):
     assert codes(findings)[-1] == "rate-without-exposure"
 
 
+def test_a_saturation_level_in_counts_is_none_of_a_rate():
+    detector, findings = read({"SATURATE": 60000.0, "EXPTIME": 30.0}, "adu/s")
+    assert (detector.saturation, findings) == (2000.0, ())
+    assert "30 s" in detector.sources["saturation"]
+    for header, unit in (({"SATURATE": 6e4}, "adu/s"), ({"SATURATE": 6e4, "EXPTIME": 3.0}, "e/s")):
+        detector, findings = read(header, unit)
+        assert detector.saturation is None
+        assert codes(findings) == ["saturation-unit"]
+    assert read({"SATURATE": 6e4, "EXPTIME": 30.0}, "adu/s", saturation=9.0)[0].saturation == 9.0
+
+
 @pytest.mark.parametrize("unit", ["Jy", "MJy/sr", "nanomaggy"])
 def test_data_in_other_units_have_no_gain_and_say_so(unit):
     detector, findings = read({"GAIN": 2.0, "EXPTIME": 30.0}, unit)

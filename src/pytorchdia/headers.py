@@ -150,7 +150,8 @@ def detector_from_header(
     """The numbers in ``given`` where they are not None, else those of the header.
 
     Data in electrons have gain 1 whatever the header's GAIN says, and a count rate has a gain
-    multiplied by the exposure time; both are reported.
+    multiplied by the exposure time; both are reported. The header's saturation level is one of
+    counts, and divided by the exposure time for a rate of them.
     """
     values: dict[str, float | None] = {}
     sources: dict[str, str] = {}
@@ -163,6 +164,8 @@ def detector_from_header(
             values[name], sources[name] = _look_up(name, header, keywords.groups(name), findings)
     if given.get("gain") is None:
         _adapt_gain_to_unit(values, sources, unit, findings)
+    if given.get("saturation") is None:
+        _adapt_saturation_to_unit(values, sources, unit, findings)
     known = {name: source for name, source in sources.items() if source}
     return Detector(**values, sources=known), tuple(findings)
 
@@ -274,6 +277,31 @@ def _adapt_gain_to_unit(
             )
         )
         values["gain"], sources["gain"] = None, ""
+
+
+def _adapt_saturation_to_unit(
+    values: dict[str, float | None],
+    sources: dict[str, str],
+    unit: str,
+    findings: list[Finding],
+) -> None:
+    """A level in counts is no level of a rate: divided by the exposure time, or not used."""
+    level, exposure, kind = values["saturation"], values["exposure"], _kind_of_unit(unit)
+    if level is None or not kind.endswith("/s"):
+        return
+    if kind == "adu/s" and exposure is not None:
+        values["saturation"] = level / exposure
+        sources["saturation"] += f" / {exposure:g} s"
+        return
+    findings.append(
+        Finding(
+            "saturation-unit",
+            f"The data are in {unit}; whether {sources['saturation']} = {level:g} is in the same "
+            "unit is not known, and it was not used. Give the saturation level.",
+            "warning",
+        )
+    )
+    values["saturation"], sources["saturation"] = None, ""
 
 
 def _kind_of_unit(unit: str) -> str:
