@@ -169,9 +169,7 @@ def test_a_resampled_frame_without_a_gain_counts_with_the_noise_that_it_had():
     turned = Registration(HALF, "resampled", "stars", 9, 0.1)
     for known in (frame(0), frame(0, sky=0.0)):
         unknown = replace(known, detector=Detector())
-        here, there = (
-            combine([apply_registration(f, turned, SHAPE)]) for f in (known, unknown)
-        )
+        here, there = (combine([apply_registration(f, turned, SHAPE)]) for f in (known, unknown))
         good = ((here.flags == 0) & (there.flags == 0)).numpy()
         true, measured = (np.quantile(f.variance.numpy()[good], 0.1) for f in (here, there))
         assert measured == pytest.approx(true, rel=0.1)
