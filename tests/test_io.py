@@ -262,6 +262,43 @@ def test_each_chip_takes_the_companions_of_its_own_version():
         assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[ver, ver]]
 
 
+def chips(n, mask_vers=(None,), shape=SHAPE):
+    """A file of ``n`` images CCD1, CCD2, ..., with a mask and a variance for each of the vers."""
+    hdus = [fits.PrimaryHDU()]
+    hdus += [fits.ImageHDU(WHOLE, name=f"CCD{i + 1}", ver=mask_vers[i] if mask_vers[0] else None)
+             for i in range(n)]  # fmt: skip
+    for ver in mask_vers:
+        mask = np.zeros(shape, np.uint8)
+        mask[ver or 0, 3] = 1
+        hdus += [fits.ImageHDU(mask, name="mask", ver=ver)]
+        hdus += [fits.ImageHDU(np.full(shape, 2.0), name="VARIANCE", ver=ver)]
+    return fits.HDUList(hdus)
+
+
+@pytest.mark.parametrize("hdu", [1, "CCD1"])
+def test_the_only_image_of_a_file_takes_its_planes_whatever_its_name(hdu):
+    frame = dia.as_frame(chips(1), hdu=hdu)
+    assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[0, 3]]
+    assert (frame.variance == 2.0).all()
+    assert [f.code for f in frame.findings] == ["file-mask", "file-variance"]
+
+
+def test_chips_of_any_name_take_the_planes_of_their_version():
+    for i in (1, 2):
+        frame = dia.as_frame(chips(2, (1, 2)), hdu=f"CCD{i}")
+        assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[i, 3]]
+
+
+def test_planes_that_may_be_another_images_are_left_alone_and_said_to_be():
+    frame = dia.as_frame(chips(2), hdu="CCD2")
+    same(frame, WHOLE)
+    assert frame.variance is None
+    assert [(f.code, f.level) for f in frame.findings] == [("file-planes-unused", "warning")]
+    assert "MASK, VARIANCE beside 2 images" in frame.findings[0].message
+    assert dia.as_frame(chips(2), hdu="MASK").findings == ()
+    assert dia.as_frame(chips(2, shape=(5, 5)), hdu="CCD2").findings == ()
+
+
 def test_companions_of_another_shape_are_left_alone():
     other = fits.ImageHDU(np.ones((5, 5), np.uint8), name="MASK")
     same(dia.as_frame(fits.HDUList([fits.PrimaryHDU(WHOLE), other])), WHOLE)

@@ -79,6 +79,33 @@ def test_errors_of_a_large_crowd_are_those_of_the_whole_covariance(monkeypatch) 
     assert (by_cells.error / exact.error).min() > 0.9
 
 
+def test_a_crowd_is_solved_to_the_end_however_many_steps_it_takes() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(0, 130, (2, 800))  # one in 21 pixels, of which a PSF covers 20 and more
+    psf, root = gaussian_psf(5.0), 0.1
+    laid = Scene.of(np.zeros((130, 130)), np.full((130, 130), root**2), psf, x, y, 32.0)
+    image = (laid.stars @ 10 ** rng.uniform(2.5, 4.5, 800)).reshape(130, 130)
+    image += rng.standard_normal(image.shape) / root
+    variance = np.full(image.shape, root**-2)
+    got = measure_fluxes(image, variance, None, psf, x, y, sky_spacing=32.0, robust=False)
+    dense = root * np.hstack([laid.stars.toarray(), laid.sky.toarray()])
+    gram = dense.T @ dense
+    gram += 1e-6 * np.diag(np.diag(gram))  # the ridge of the fit
+    flux = np.linalg.solve(gram, dense.T @ (root * image.ravel()))[:800]
+    assert (np.abs(got.flux - flux) / got.error).max() < 1e-3
+
+
+def test_a_fit_that_is_factored_is_the_one_that_takes_steps(monkeypatch) -> None:
+    field = make_field()
+    psf, (x, y) = gaussian_psf(FWHM), (field.stars.x, field.stars.y)
+    images = field.frame.data.numpy(), variance_of(field.frame), None
+    by_steps = measure_fluxes(*images, psf, x, y)
+    monkeypatch.setattr("pytorchdia.stars.scene._MOST_STEPS", 1)
+    factored = measure_fluxes(*images, psf, x, y)
+    assert not np.array_equal(factored.flux, by_steps.flux)
+    assert (np.abs(factored.flux - by_steps.flux) / by_steps.error).max() < 1e-3
+
+
 def test_positions_move_by_the_least_squares_step_of_each_star() -> None:
     rng = np.random.default_rng(6)
     x, y = np.array([20.3, 33.1, 45.0, 68.4]), np.array([20.2, 24.8, 50.4, 1.3])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import pytorchdia as dia
 from pytorchdia.errors import InputError, ShapeError
+from pytorchdia.frame import Detector
 from pytorchdia.preparation.combining import combine, measure_scaling
 from pytorchdia.preparation.reference import make_reference
+from pytorchdia.preparation.register import Registration
+from pytorchdia.preparation.resample import apply_registration
 from pytorchdia.preparation.star_detection import detect_stars, star_shapes
 from pytorchdia.simulate import Stars, render_gaussian
 
 SHAPE = (220, 240)
 GAIN, READ_NOISE = 1.5, 5.0
+HALF = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])  # onto the corners between pixels
 
 
 def stars(seed=1, n=150):
@@ -193,6 +198,29 @@ def test_one_frame_is_its_own_reference():
     reference = make_reference([one])
     np.testing.assert_allclose(reference.data.numpy(), one.data.numpy(), atol=1e-9)
     assert reference.variance is not None
+
+
+def test_warnings_about_the_frames_are_kept_once_each_with_their_number():
+    frames = [replace(frame(i), detector=Detector()) for i in range(3)]
+    frames[2] = frame(2)
+    warnings = [f for f in combine(frames).findings if f.level == "warning"]
+    assert [f.code for f in warnings] == ["noise-estimated"]
+    assert "2 of 3 frames combined" in warnings[0].message
+    assert not [f for f in combine([frame(0), frame(1)]).findings if f.level == "warning"]
+    turned = Registration(HALF, "resampled", "stars", 9, 0.1)
+    moved = apply_registration(frames[0], turned, SHAPE)
+    warnings = [f.code for f in combine([frames[1], moved]).findings if f.level == "warning"]
+    assert warnings == ["noise-estimated"]  # nor that a resampled sky is quiet
+
+
+def test_a_resampled_frame_without_a_gain_counts_with_the_noise_that_it_had():
+    turned = Registration(HALF, "resampled", "stars", 9, 0.1)
+    for known in (frame(0), frame(0, sky=0.0)):
+        unknown = replace(known, detector=Detector())
+        here, there = (combine([apply_registration(f, turned, SHAPE)]) for f in (known, unknown))
+        good = ((here.flags == 0) & (there.flags == 0)).numpy()
+        true, measured = (np.quantile(f.variance.numpy()[good], 0.1) for f in (here, there))
+        assert measured == pytest.approx(true, rel=0.1)
 
 
 def test_strips_make_no_difference():

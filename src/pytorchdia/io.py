@@ -35,6 +35,7 @@ __all__ = ["as_frame", "as_frames", "read_header", "read_plane", "stem"]
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
 _SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "SIGMA")
+_PLANE_NAMES = (*_MASK_NAMES, *_VARIANCE_NAMES, *_SIGMA_NAMES)
 _POWER_OF_UTYPE = {"StdDevUncertainty": 2, "VarianceUncertainty": 1, "InverseVariance": -1}
 _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
 _PLATEAU_PIXELS = 5  # pixels together at the top make a plateau; a symmetric star has up to 4
@@ -70,8 +71,9 @@ def as_frame(
     source : Frame, array_like, Tensor, Quantity, NDData, HDU, HDUList, str or Path
         A 2-D image of any numeric dtype, byte order and strides; axes of length one are dropped.
         A path may name its HDU in brackets, ``"night.fits[SCI]"`` or ``"night.fits[2]"``; without
-        one the first HDU that holds an image is taken, and MASK, DQ, VARIANCE or UNCERT images of
-        the same shape in the same file are used.
+        one the first HDU that holds an image is taken. MASK, DQ, VARIANCE or UNCERT images of the
+        same shape and EXTVER in the same file are used, unless the HDU was named and others of the
+        kind leave open whose they are, which is a finding.
     hdu : int or str, optional
         Number or name of the HDU.
     mask : array_like, optional
@@ -282,9 +284,22 @@ def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Giv
         unit=unit_from_header(header), meta=_inherited(header, hdus[0].header),
         wcs=_celestial(header, hdus),
     )  # fmt: skip
-    if hdu is not None and chosen.name not in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE"):
-        return frame  # an HDU chosen by hand may have nothing to do with the file's own mask
-    return _with_companions(frame, hdus, index)
+    if hdu is None or _name(chosen) in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE"):
+        return _with_companions(frame, hdus, index)
+    if _name(chosen) in _PLANE_NAMES:
+        return frame
+    mates = _of_its_kind(frame, hdus, index)
+    planes = [_name(other) for other in mates if _name(other) in _PLANE_NAMES]
+    if not planes or len(planes) == len(mates):
+        return _with_companions(frame, hdus, index)
+    finding = Finding(
+        "file-planes-unused",
+        f"{name} has {', '.join(planes)} beside {1 + len(mates) - len(planes)} images of this size "
+        f"and EXTVER; whether they belong to {label} is not known, so they were not used. Give the "
+        "mask and the variance, or give each image and its planes an EXTVER of their own.",
+        "warning",
+    )
+    return replace(frame, findings=(*frame.findings, finding))
 
 
 def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
@@ -353,15 +368,27 @@ def _celestial(header: fits.Header, hdus: fits.HDUList) -> WCS | None:
     return wcs if wcs.has_celestial else None
 
 
+def _name(hdu: Any) -> str:
+    return str(hdu.name or "").upper()
+
+
+def _of_its_kind(frame: Frame, hdus: fits.HDUList, index: int) -> list[Any]:
+    """The other images of the same shape and EXTVER: another EXTVER is another chip's."""
+    return [
+        other
+        for i, other in enumerate(hdus)
+        if i != index
+        and other.is_image
+        and tuple(other.shape or ()) == frame.shape
+        and other.ver == hdus[index].ver
+    ]
+
+
 def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
     """Mask and variance images of the same shape in the same file, found by their names."""
     findings = list(frame.findings)
-    for i, other in enumerate(hdus):
-        if i == index or not other.is_image or tuple(other.shape or ()) != frame.shape:
-            continue
-        if other.ver != hdus[index].ver:
-            continue  # it belongs to another chip of the same file
-        name = (other.name or "").upper()
+    for other in _of_its_kind(frame, hdus, index):
+        name = _name(other)
         if name in _MASK_NAMES:
             mask = torch.from_numpy(np.asarray(other.data) != 0)
             frame = frame.flagged(mask, Flag.MASKED)

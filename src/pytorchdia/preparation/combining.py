@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -127,10 +128,12 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
     Returns
     -------
     Frame
-        With its variance, from that of the frames or from their noise models; for a resampled
-        frame without a variance of its own it is the noise before resampling, which is right for
-        sums over many pixels, such as a convolution with a kernel. Pixels that no frame covers
-        well are flagged as they were in the first one. WCS and header are the first's.
+        With its variance, from that of the frames or from their noise models; for a frame that
+        :func:`~pytorchdia.preparation.resample.apply_registration` resampled without a variance of
+        its own it is the noise before resampling, which is right for sums over many pixels, such as
+        a convolution with a kernel. Pixels that no frame covers well are flagged as they were in
+        the first one. WCS and header are the first's. Its findings hold each kind of warning about
+        the frames once.
 
     Raises
     ------
@@ -148,7 +151,8 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
                 "register the frames onto the first one before they are combined."
             )
     kept, scalings, fwhm, findings = _scalings(frames)
-    noises = [default_noise(frame)[0] for frame in kept]
+    noises, warnings = _noises(kept)
+    findings += warnings
     weights = np.array(
         [1.0 / _sky_variance(*each) for each in zip(kept, scalings, noises, strict=True)]
     )
@@ -201,6 +205,28 @@ def _scalings(
         kept.append(frame)
         scalings.append(scaling)
     return kept, scalings, max(widths), findings
+
+
+def _noises(frames: Sequence[Frame]) -> tuple[list[NoiseModel], list[Finding]]:
+    """The noise model of each frame; and each kind of warning about them, or it, once."""
+    noises, warnings = [], list[Finding]()
+    for frame in frames:
+        noise, findings = default_noise(frame)
+        noises.append(noise)
+        known = {f.code for f in frame.findings}
+        about = {f.code: f for f in (*findings, *frame.findings) if f.level == "warning"}
+        if "noise-correlated" in known:
+            about.pop("sky-too-quiet", None)  # as resampling makes it
+        warnings += about.values()
+    counts = Counter(warning.code for warning in warnings)
+    firsts = {warning.code: warning for warning in reversed(warnings)}
+    return noises, [
+        replace(
+            firsts[code],
+            message=f"{n} of {len(frames)} frames combined; the first: {firsts[code].message}",
+        )
+        for code, n in counts.items()
+    ]
 
 
 def _sky_variance(frame: Frame, scaling: Scaling, noise: NoiseModel) -> float:

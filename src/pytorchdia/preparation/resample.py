@@ -22,9 +22,11 @@ from scipy.ndimage import (
     shift as spline_shift,
 )
 
-from ..errors import Finding
+from ..errors import Finding, FlatImageError, TooFewPixelsError
 from ..frame import Detector, Flag, Frame
 from ..headers import WCS_CARD
+from ..measure import default_noise
+from ..noise import CCDNoise
 from .register import Registration
 
 __all__ = ["apply_registration", "variance_factor"]
@@ -40,7 +42,9 @@ def apply_registration(
     A "shift" moves whole pixels: no value changes. A "resampled" frame is interpolated by cubic
     splines, bad pixels filled from their neighbours before and all that they touch flagged after;
     its values are scaled by the area of a pixel, so that the flux of a star stays. Its variance is
-    that of each pixel by itself; that neighbouring pixels are correlated is a finding.
+    that of each pixel by itself; that neighbouring pixels are correlated is a finding. Without a
+    variance and a gain that tell its noise, that is measured before the frame is resampled, and
+    given to it as a gain or as a variance.
 
     Parameters
     ----------
@@ -108,6 +112,8 @@ def _resampled(frame: Frame, registration: Registration, shape: tuple[int, int])
     offset = registration.matrix[::-1, 2]
     area = abs(float(np.linalg.det(matrix)))
     bad = frame.mask.numpy()
+    had_variance = frame.variance is not None
+    frame = frame if had_variance else _with_measured_noise(frame)
 
     def move(image: NDArray[Any], order: int) -> FloatArray:
         moved: FloatArray = affine_transform(
@@ -122,10 +128,12 @@ def _resampled(frame: Frame, registration: Registration, shape: tuple[int, int])
     phase_y, phase_x = _phases(matrix, offset, shape)
     factor = variance_factor(phase_y) * variance_factor(phase_x)
     if frame.variance is not None:
-        moved = area**2 * factor * move(_filled(frame.variance.double().numpy(), bad), 1)
+        moved = area**2 * move(_filled(frame.variance.double().numpy(), bad), 1)
+        if had_variance:
+            moved *= factor
+            note = "; its variance is that of single pixels"
         moved[outside] = 1.0
         variance = torch.from_numpy(moved)
-        note = "; its variance is that of single pixels"
     finding = Finding(
         "noise-correlated",
         f"{frame.name} was resampled: the variance of a pixel falls to {factor.mean():.2f} of what "
@@ -141,6 +149,28 @@ def _resampled(frame: Frame, registration: Registration, shape: tuple[int, int])
         detector=_scaled(frame.detector, area),
         findings=(*frame.findings, finding),
     )
+
+
+def _with_measured_noise(frame: Frame) -> Frame:
+    """With a gain or a variance, if the sky had to be measured to tell the noise.
+
+    The sky of a resampled frame scatters less than its noise, which neighbouring pixels share.
+    """
+    try:
+        noise, findings = default_noise(frame)
+    except (FlatImageError, TooFewPixelsError):
+        return frame  # whoever needs the noise is told
+    findings = frame.findings + findings
+    if not isinstance(noise, CCDNoise) or noise.offset:
+        return replace(frame, variance=noise.variance(frame.data.double()), findings=findings)
+    if frame.detector.gain is not None:
+        return frame
+    said = dict.fromkeys(("gain", "read_noise"), "scatter of the sky before it was resampled")
+    detector = replace(
+        frame.detector, gain=noise.gain, read_noise=noise.read_noise * noise.gain,
+        sources={**frame.detector.sources, **said},
+    )  # fmt: skip
+    return replace(frame, detector=detector, findings=findings)
 
 
 def _filled(image: FloatArray, bad: NDArray[np.bool_]) -> FloatArray:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..changes.detections import reference_light
-from ..frame import Frame
+from ..errors import Finding, ShapeError
+from ..frame import Flag, Frame
 from ..headers import Keywords, TimeKeyword
 from ..io import as_frame, read_plane
 from ..measure import default_noise
@@ -119,18 +120,39 @@ def registered(
     flat = _plane(settings.path(settings.frames.flat))
     if flat is None:
         return apply_registration(frame, registration, shape, wcs), None
+    frame, flat = _fit_for_use(frame, flat)
     if registration.how == "shift" and frame.variance is None:
         moved = apply_registration(frame, registration, shape, wcs)
         light = Frame(torch.from_numpy(flat), torch.zeros_like(frame.flags))
         field = apply_registration(light, registration, shape)
-        usable = (field.flags == 0) & (field.data > 0)
-        noise, findings = default_noise(moved, flat=torch.where(usable, field.data, 1.0))
+        inside = field.flags == 0
+        noise, findings = default_noise(moved, flat=torch.where(inside, field.data, 1.0))
         return replace(moved, findings=moved.findings + findings), noise
     # Resampling mixes pixels of the flat-field: their variances are what travels.
     noise, findings = default_noise(frame, flat=torch.from_numpy(flat))
     with_variance = replace(frame, variance=noise.variance(frame.data))
     moved = apply_registration(with_variance, registration, shape, wcs)
     return replace(moved, findings=moved.findings + findings), None
+
+
+def _fit_for_use(frame: Frame, flat: FloatArray) -> tuple[Frame, FloatArray]:
+    """The frame without the pixels at which the flat-field is no positive number; it is 1 there."""
+    if flat.shape != frame.shape:
+        raise ShapeError(
+            f"The flat-field has shape {flat.shape} but {frame.name} has shape {frame.shape}; they "
+            "must be equal. Give the flat-field of this camera (frames.flat), trimmed like the "
+            "frames."
+        )
+    good = flat > 0
+    if good.all():
+        return frame, flat
+    finding = Finding(
+        "flat-unusable",
+        f"The flat-field is not a positive number at {(~good).sum()} of {good.size} pixels, which "
+        f"were masked in {frame.name}.",
+    )
+    frame = frame.flagged(torch.from_numpy(~good), Flag.MASKED)
+    return replace(frame, findings=(*frame.findings, finding)), np.where(good, flat, 1.0)
 
 
 def load(source: Source, settings: Settings) -> Frame:
@@ -164,7 +186,8 @@ class _Grid:
 
 def _grid(grid: Source, settings: Settings) -> _Grid:
     """The frame whose grid is used, with its stars; kept for the next frame."""
-    key = (grid, _stamp(grid.path), settings)
+    mask = settings.path(settings.frames.mask)
+    key = (grid, _stamp(grid.path), None if mask is None else _stamp(mask), settings)
     if key not in _grids:
         frame = load(grid, settings)
         _grids.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,13 @@ def make_reference(
 ) -> Made:
     """Combine frames into the reference; find its stars and its PSF."""
     onto = load(grid, settings)
-    moved = [
-        registered(
-            source, registration_from(values).exact(onto.shape), onto.shape, onto.wcs, settings
-        )[0]
-        for source, values in chosen
-    ]
+    moved = []
+    for source, values in chosen:
+        registration = registration_from(values).exact(onto.shape)
+        frame, noise = registered(source, registration, onto.shape, onto.wcs, settings)
+        if noise is not None:  # it knows of the flat-field
+            frame = replace(frame, variance=noise.variance(frame.data.double()))
+        moved.append(frame)
     reference = combine(moved)
     psf, stars, findings = _stars_of(reference, settings)
     fluxes = reference_fluxes(reference, psf, stars)
@@ -97,7 +99,7 @@ def _stars_of(
     stars = found if path is None else _listed(reference, path, psf.fwhm)
     if len(stars):
         stars = refine_positions(reference, psf, stars, fluxes=False)
-    if path is None and settings.stars.max_stars is not None:
+    if settings.stars.max_stars is not None:
         stars = stars.chosen(np.arange(len(stars)) < settings.stars.max_stars)
     return psf, stars, found.findings + stars.findings + psf.findings
 
@@ -111,20 +113,32 @@ def _listed(reference: Frame, path: Path, fwhm: float) -> Catalogue:
             f"The list of stars {path} cannot be read as a table ({reason})."
         ) from error
     names = {name.lower(): name for name in table.colnames}
-    given = {
-        key: np.asarray(table[names[key]], dtype=np.float64)
-        for key in ("x", "y", "ra", "dec")
-        if key in names
-    }
-    if not ({"x", "y"} <= set(given) or {"ra", "dec"} <= set(given)):
+    axes = next((pair for pair in (("x", "y"), ("ra", "dec")) if {*pair} <= {*names}), None)
+    if axes is None:
         raise InputError(
             f"The list of stars {path} has the columns {', '.join(table.colnames)}; it needs x and "
             "y [pixels from 0], or ra and dec [degrees]."
         )
-    words = tuple(str(n) for n in table[names["name"]]) if "name" in names else None
-    if {"x", "y"} <= set(given):
-        return catalogue_from_list(reference, x=given["x"], y=given["y"], names=words, fwhm=fwhm)
-    return catalogue_from_list(reference, ra=given["ra"], dec=given["dec"], names=words, fwhm=fwhm)
+    given = {axis: np.array([_number(cell) for cell in table[names[axis]]]) for axis in axes}
+    known = np.isfinite([*given.values()]).all(axis=0)
+    if not known.all():
+        rows = np.flatnonzero(~known) + 1
+        raise InputError(
+            f"The list of stars {path} has no number for {' or '.join(axes)} in {len(rows)} of its "
+            f"{len(table)} rows (the first is row {rows[0]}); fill it in, or leave the row out."
+        )
+    words = None
+    if "name" in names:
+        words = tuple("" if n is np.ma.masked else str(n) for n in table[names["name"]])
+    return catalogue_from_list(reference, **given, names=words, fwhm=fwhm)
+
+
+def _number(cell: Any) -> float:
+    """A cell of a table; NaN where it is empty or holds no number."""
+    try:
+        return math.nan if cell is np.ma.masked else float(cell)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def stack_differences(name: str, epochs: Sequence[tuple[str, float]], run: Path) -> Made:

@@ -146,7 +146,9 @@ class StarSettings(_Section):
     """The stars whose light curves are measured."""
 
     threshold: Positive = Field(5.0, description="Least significance of a star on the reference.")
-    max_stars: Count | None = Field(None, description="Most stars, the brightest; all if absent.")
+    max_stars: Count | None = Field(
+        None, description="Most stars, the brightest, or the first of a list; all if absent."
+    )
     list: str | None = Field(
         None,
         description="Table (CSV, ECSV, FITS, VOTable) with columns x and y, or ra and dec [deg], "

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky
 from scipy.linalg.lapack import dpotri
 from scipy.sparse import csc_array, csr_array, diags_array, eye_array, hstack, kron
-from scipy.sparse.linalg import cg
+from scipy.sparse.linalg import cg, splu
 
 from .psf import PSF
 
@@ -25,6 +25,7 @@ _CELL = 150  # stars whose errors are computed together beyond that
 _RIDGE = 1e-6  # relative, against two stars in one place
 _HUBER, _REJECT = 3.0, 6.0  # sigma
 _ROUNDS = 3
+_MOST_STEPS = 500  # of conjugate gradients; a crowd that takes more is factored
 _ROUNDING = 1e-12  # relative, of an entry of the normal matrix
 _SHAPE_ERROR = 0.03  # of a star's light, that does not make a pixel an outlier
 
@@ -209,11 +210,17 @@ def _units(gram: csr_array) -> FloatArray:
 
 
 def _solve(gram: csr_array, right: FloatArray, start: FloatArray) -> FloatArray:
-    """By conjugate gradients, which take few steps because most stars hardly overlap."""
+    """By conjugate gradients: few steps where stars hardly overlap; else by a factorisation."""
     unit = _units(gram)
     scaled = csr_array(diags_array(unit) @ gram @ diags_array(unit))
     scaled = csr_array(scaled + _RIDGE * eye_array(len(unit)))
-    solution, _ = cg(scaled, unit * right, start / unit, rtol=1e-9, maxiter=500)
+    solution, unfinished = cg(scaled, unit * right, start / unit, rtol=1e-9, maxiter=_MOST_STEPS)
+    if unfinished:
+        factored = splu(
+            csc_array(scaled), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0,
+            options={"SymmetricMode": True},
+        )  # fmt: skip
+        solution = factored.solve(unit * right)
     return np.asarray(unit * solution, dtype=np.float64)
 
 
