@@ -12,6 +12,8 @@ from pytorchdia import InputError
 from pytorchdia.errors import ShapeError
 from pytorchdia.frame import Flag
 from pytorchdia.preparation.register import Registration
+from pytorchdia.regions import FrameDifference, Region, RegionFit
+from pytorchdia.run.epoch import EpochDifference
 from pytorchdia.run.frame_steps import Source, register_frame, registered
 from pytorchdia.run.season_steps import make_reference
 from pytorchdia.run.settings import load_settings
@@ -21,6 +23,8 @@ from .small_season import CONFIG, SHAPE, write_season
 
 SHIFT = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]])
 TURN = np.array([[1.0, 0.002, 0.3], [-0.002, 1.0, 0.4]])
+SAME = {"matrix": np.eye(3)[:2].tolist(), "how": "shift", "by": "same grid", "n_matched": 9,
+        "residual": 0.1, "drift": 0.0}  # fmt: skip
 HOW = {"shift": SHIFT, "resampled": TURN}
 
 
@@ -74,8 +78,7 @@ def test_where_a_flat_cannot_be_used_the_frame_is_masked(
 
 @pytest.mark.parametrize("how", HOW)
 def test_the_reference_has_the_noise_that_the_flat_tells(folder: Path, how: str) -> None:
-    values = {"matrix": HOW[how].tolist(), "how": how, "by": "stars", "n_matched": 9,
-              "residual": 0.1, "drift": 0.0}  # fmt: skip
+    values = {**SAME, "matrix": HOW[how].tolist(), "how": how}
     grid, source = sources(folder)
     medians = []
     for level in (1.0, 0.25):
@@ -101,10 +104,8 @@ def listed(folder: Path, rows: str, more: str = "") -> list[str]:
     """Names of the stars of a run whose list has these rows."""
     (folder / "mine.csv").write_text(rows)
     (folder / "config.toml").write_text(CONFIG + f'[stars]\nlist = "mine.csv"\n{more}')
-    values = {"matrix": np.eye(3)[:2].tolist(), "how": "shift", "by": "same grid", "n_matched": 9,
-              "residual": 0.1, "drift": 0.0}  # fmt: skip
     grid, settings = sources(folder)[0], load_settings(folder / "config.toml")
-    make_reference([(grid, values)], grid, settings, folder / "run")
+    make_reference([(grid, SAME)], grid, settings, folder / "run")
     return list(read_table(folder / "run" / "stars.parquet")["name"].to_pylist())
 
 
@@ -119,3 +120,31 @@ def test_of_a_list_the_first_stars_are_measured(folder: Path) -> None:
     rows = "name,x,y\nA,67.7,53.5\nB,48.3,45.6\n,20.0,30.0\n"
     assert listed(folder, rows) == ["A", "B", ""]
     assert listed(folder, rows, "max_stars = 2\n") == ["A", "B"]
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, np.nan])
+def test_a_region_without_a_positive_scale_has_no_data_and_the_others_have(
+    folder: Path, scale: float
+) -> None:
+    grid, settings = sources(folder)[0], load_settings(folder / "config.toml")
+    make_reference([(grid, SAME)], grid, settings, folder / "run")
+    rng = np.random.default_rng(3)
+    kernel = np.zeros((5, 5))
+    kernel[2, 2] = 1.0
+
+    def seen(*scales: float) -> EpochDifference:
+        edges = np.linspace(0, SHAPE[1], len(scales) + 1).astype(int)
+        fits = []
+        for left, right, p in zip(edges[:-1], edges[1:], scales, strict=True):
+            at = slice(0, SHAPE[0]), slice(int(left), int(right))
+            fits.append(RegionFit(Region(*at, *at), p * kernel, p, 0.01, 0.0, 1.0, "CONVERGED"))
+        stored = FrameDifference(
+            difference, np.full(SHAPE, 300.0), np.zeros(SHAPE, np.int16), tuple(fits)
+        )
+        return EpochDifference.of(stored, folder / "run")
+
+    difference = 17.0 * rng.standard_normal(SHAPE)
+    x, y = np.array([20.0, 30.0, 75.0]), np.array([30.0, 60.0, 50.0])
+    some, whole = (seen(*s).fluxes(x, y, settings) for s in ((1.0, scale), (1.0, 1.0)))
+    assert some.valid.tolist() == [True, True, False]
+    assert some.flux[:2] == pytest.approx(whole.flux[:2], abs=0.3 * whole.error[0])

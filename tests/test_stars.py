@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from astropy.nddata import NDDataRef
+from astropy.wcs import WCS
 
 from pytorchdia.errors import InputError
 from pytorchdia.frame import Flag
@@ -11,6 +15,8 @@ from pytorchdia.io import as_frame
 from pytorchdia.simulate import Stars, render_gaussian
 from pytorchdia.stars.catalogue import StarFlag, catalogue_from_list, find_stars
 from pytorchdia.stars.matched_filter import find_peaks, matched_filter
+from pytorchdia.stars.photometry import refine_positions
+from pytorchdia.stars.psf import gaussian_psf
 
 from .season_field import make_field, matched
 
@@ -100,6 +106,44 @@ def test_a_list_in_ra_and_dec_goes_through_the_wcs(wcs) -> None:
     assert taken.x == pytest.approx([50.0, 20.25], abs=1e-6)
     assert taken.y == pytest.approx([60.0, 31.5], abs=1e-6)
     assert taken.ra == pytest.approx(ra)
+
+
+def with_sip(wcs: WCS) -> WCS:
+    header = wcs.to_header(relax=True)
+    header["CTYPE1"], header["CTYPE2"] = "RA---TAN-SIP", "DEC--TAN-SIP"
+    header["A_ORDER"] = header["B_ORDER"] = 3
+    header["A_2_0"], header["B_0_2"], header["A_3_0"] = 1e-4, 1e-4, 1e-7
+    return WCS(header)
+
+
+@pytest.mark.parametrize("distorted", [False, True])
+def test_stars_that_the_wcs_cannot_place_are_outside_and_harm_no_other(wcs, distorted) -> None:
+    wcs = with_sip(wcs) if distorted else wcs
+    field = make_field()
+    frame = replace(field.frame, wcs=wcs)
+    ra, dec = (np.append(v, v[0]) for v in wcs.all_pix2world([50.0, 20.25], [60.0, 31.5], 0))
+    ra[2], dec[2] = (ra[2] + 1.0, dec[2] + 1.0) if distorted else (ra[2] + 180.0, -dec[2])
+    taken = catalogue_from_list(frame, ra=ra, dec=dec, names=("a", "b", "far"))
+    assert taken.x[:2] == pytest.approx([50.0, 20.25], abs=1e-3)
+    assert taken.y[:2] == pytest.approx([60.0, 31.5], abs=1e-3)
+    assert ((taken.flags & StarFlag.OUTSIDE) != 0).tolist() == [False, False, True]
+    refined = refine_positions(frame, gaussian_psf(3.0), taken)
+    assert refined.ra == pytest.approx(ra, abs=1e-3)
+    assert refined.dec == pytest.approx(dec, abs=1e-3)
+    assert np.isinf(refined.flux_error).tolist() == [False, False, True]
+
+
+def test_the_wcs_of_a_slice_is_used(wcs) -> None:
+    field = make_field()
+    whole = NDDataRef(field.frame.data.numpy(), wcs=wcs)
+    frame = as_frame(whole[4:, 7:], gain=1.5, read_noise=6.0, saturation=np.inf)
+    found = find_stars(frame)
+    ra, dec = wcs.all_pix2world(found.x + 7, found.y + 4, 0)
+    assert found.ra == pytest.approx(ra)
+    assert found.dec == pytest.approx(dec)
+    taken = catalogue_from_list(frame, ra=ra, dec=dec)
+    assert taken.x == pytest.approx(found.x, abs=1e-6)
+    assert taken.y == pytest.approx(found.y, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,9 @@ def test_the_share_of_light_by_which_bright_stars_scatter() -> None:
     loud = quiet + 0.01 * reference * rng.standard_normal(400)
     assert systematic_share(loud, error, reference) == pytest.approx(0.01, rel=0.25)
     assert systematic_share(loud[:5], error[:5], reference[:5]) == 0.0
+    # An epoch that is wrong altogether has a share too, whatever its size.
+    flux, error, reference = np.full(20, 2e9), np.full(20, 10.0), np.full(20, 1e6)
+    assert systematic_share(flux, error, reference) == pytest.approx(1.4826 * 2000, rel=1e-6)
 
 
 def test_what_bright_stars_scatter_is_not_detected() -> None:

@@ -31,7 +31,8 @@ class EpochDifference:
     stored : FrameDifference
         As it lies in the run folder, in units of the target.
     psf : RegionalPSF
-        The reference's PSF convolved with the kernel of each region (section 4.2).
+        The reference's PSF convolved with the kernel of each region (section 4.2); by itself where
+        P is not positive, so that there is no data.
     difference : ndarray
         [ADU of the reference], (h, w), 0 where there is no data.
     variance, own : ndarray
@@ -52,7 +53,10 @@ class EpochDifference:
     def of(cls, stored: FrameDifference, run: Path) -> EpochDifference:
         """From a difference, with the reference and the PSF of a run."""
         reference = reference_of(run)
-        models = [reference.psf.convolved(fit.kernel) for fit in stored.fits]
+        models = [
+            reference.psf.convolved(fit.kernel) if fit.scale > 0 else reference.psf
+            for fit in stored.fits
+        ]
         images = _on_reference_scale(stored, variance_of(reference.frame))
         return cls(stored, RegionalPSF(models, stored.region_of), *images, reference.light)
 

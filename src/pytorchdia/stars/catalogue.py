@@ -17,7 +17,7 @@ from ..frame import Flag, Frame
 from ..measure import default_noise, measure_seeing
 from ..metrics import FWHM_PER_SIGMA
 from .matched_filter import Filtered, find_peaks, matched_filter, smooth_sky
-from .positions import checked_positions
+from .positions import checked_positions, on_pixels, on_sky
 
 __all__ = ["Catalogue", "StarFlag", "catalogue_from_list", "find_stars", "variance_of"]
 
@@ -26,6 +26,7 @@ IntArray = NDArray[np.int64]
 
 _DEFAULT_FWHM = 3.0
 _SKY_BOX = 64
+_NOWHERE = -1e6  # x and y of a star that has no place on the plane of the frame
 
 
 class StarFlag(DescribedFlag):
@@ -45,7 +46,7 @@ class Catalogue:
     ----------
     id : ndarray of int
     x, y : ndarray
-        Positions [pixels].
+        Positions [pixels]; -1e6 for one whose RA and Dec lie nowhere on the plane of the frame.
     flux, flux_error : ndarray
         Rough fluxes on the reference [ADU], each star taken alone; 0 and infinity where there is
         no data. :func:`~pytorchdia.stars.photometry.reference_fluxes` gives good ones.
@@ -185,6 +186,7 @@ def catalogue_from_list(
     if (x is None) != (y is None) or (ra is None) != (dec is None) or (x is None) == (ra is None):
         raise InputError("Give the positions of the stars as x and y, or as ra and dec.")
     first, second = checked_positions(*(v for v in (x, y, ra, dec) if v is not None))
+    given = None
     if names is not None and len(names) != len(first):
         raise InputError(f"There are {len(first)} stars but {len(names)} names.")
     if x is None:
@@ -193,10 +195,11 @@ def catalogue_from_list(
                 f"The stars are given by RA and Dec, but {reference.name} has no world "
                 "coordinates; give pixel positions x and y."
             )
-        first, second = reference.wcs.all_world2pix(first, second, 0)
+        given = first, second
+        first, second = (np.nan_to_num(v, nan=_NOWHERE) for v in on_pixels(reference.wcs, *given))
     width, findings = _width(reference, fwhm)
     filtered = _filtered(reference, width)
-    return _catalogue(reference, first, second, width, filtered, findings, names)
+    return _catalogue(reference, first, second, width, filtered, findings, names, given)
 
 
 def variance_of(frame: Frame) -> FloatArray:
@@ -258,14 +261,18 @@ def _catalogue(
     filtered: Filtered,
     findings: tuple[Finding, ...],
     names: tuple[str, ...] | None = None,
+    given: tuple[FloatArray, FloatArray] | None = None,
 ) -> Catalogue:
+    """Stars at pixels x, y, which were ``given`` as RA and Dec or not."""
     h, w = reference.shape
     outside = (x < -0.5) | (x > w - 0.5) | (y < -0.5) | (y > h - 0.5)
     iy = np.clip(np.rint(y), 0, h - 1).astype(int)
     ix = np.clip(np.rint(x), 0, w - 1).astype(int)
     sky = None
     if reference.wcs is not None and len(x):
-        sky = reference.wcs.all_pix2world(x, y, 0)
+        sky = on_sky(reference.wcs, x, y)
+        if given is not None:
+            sky = np.where(outside, given[0], sky[0]), np.where(outside, given[1], sky[1])
     return Catalogue(
         id=np.arange(1, len(x) + 1),
         x=x,
@@ -273,8 +280,8 @@ def _catalogue(
         flux=np.where(outside, 0.0, filtered.flux[iy, ix]),
         flux_error=np.where(outside, np.inf, filtered.error[iy, ix]),
         flags=_flags(reference, x, y, fwhm) | np.where(outside, int(StarFlag.OUTSIDE), 0),
-        ra=None if sky is None else np.asarray(sky[0], dtype=np.float64),
-        dec=None if sky is None else np.asarray(sky[1], dtype=np.float64),
+        ra=None if sky is None else sky[0],
+        dec=None if sky is None else sky[1],
         names=names,
         findings=findings,
     )

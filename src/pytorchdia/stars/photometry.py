@@ -19,7 +19,7 @@ from ..flags import DescribedFlag
 from ..frame import Flag, Frame
 from .catalogue import Catalogue, StarFlag, catalogue_from_list, variance_of
 from .matched_filter import find_peaks, matched_filter
-from .positions import checked_positions
+from .positions import checked_positions, on_sky
 from .psf import PSF
 from .scene import Scene, Solved, solve_scene
 
@@ -221,8 +221,11 @@ def refine_positions(
     x, y = np.where(far, catalogue.x, x), np.where(far, catalogue.y, y)
     moved = replace(catalogue, x=x, y=y)
     if reference.wcs is not None and len(x):
-        ra, dec = reference.wcs.all_pix2world(x, y, 0)
-        moved = replace(moved, ra=np.asarray(ra), dec=np.asarray(dec))
+        ra, dec = on_sky(reference.wcs, x, y)
+        if catalogue.ra is not None and catalogue.dec is not None:
+            away = (catalogue.flags & StarFlag.OUTSIDE) != 0
+            ra, dec = np.where(away, catalogue.ra, ra), np.where(away, catalogue.dec, dec)
+        moved = replace(moved, ra=ra, dec=dec)
     if not fluxes:
         return moved
     measured = reference_fluxes(reference, psf, moved)
