@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ import typer
 from astropy.io import fits
 
 import pytorchdia
-from pytorchdia.cli import display, experiment, options
+from pytorchdia.cli import experiment, options, season
 from pytorchdia.cli import main as cli
 from pytorchdia.config import SolverName, make_solver, parse_kernel_size
 from pytorchdia.errors import InputError
+from pytorchdia.noise import EMCCDNoise
+from pytorchdia.run.frames_table import FrameRow
+from pytorchdia.run.pipeline import RunSummary
+from pytorchdia.run.state import finite
 
 from .conftest import SHAPE
 
@@ -51,7 +56,7 @@ def test_json_tells_the_outcome(run_json, files):
 
 
 def test_json_holds_no_nan_or_infinity():
-    assert display._finite({"a": [float("nan"), (float("inf"), 1.5, "x", None, 2)]}) == {
+    assert finite({"a": [float("nan"), (float("inf"), 1.5, "x", None, 2)]}) == {
         "a": [None, [None, 1.5, "x", None, 2]]
     }
 
@@ -343,6 +348,65 @@ def test_every_command_has_help_on_every_option(run_cli, name, flag):
             if longest.startswith("--"):
                 assert longest in outcome.out
         assert COMMANDS[name].help.splitlines()[0].split()[0] in outcome.out
+
+
+def all_commands(command=typer.main.get_command(cli.app), path=()):
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from all_commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "units"),
+    [
+        (path, units)
+        for path, command in all_commands()
+        if (units := {u for p in command.params for u in re.findall(r"\[.+?\]", p.help or "")})
+    ],
+)
+def test_units_are_in_the_help(run_cli, path, units):
+    shown = run_cli(*path, "--help").out
+    assert {unit for unit in units if unit not in shown} == set()
+
+
+def test_the_commands_with_units_are_known():
+    with_units = {p for p, c in all_commands() if any("[" in (o.help or "") for o in c.params)}
+    assert with_units == {
+        ("subtract",), ("simulate",), ("experiment", "table2"), ("experiment", "season")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["out[old]", "out[/red]"])
+def test_brackets_in_names_are_shown_as_they_are(tmp_path, run_cli, files, capsys, name):
+    place = tmp_path / name / "frames"
+    made = run_cli("simulate", tmp_path / name, "--frames", 2, "--size", 64, "--stars", 20)
+    assert (made.code, str(place) in made.err) == (0, True)
+    settings = run_cli("init", place)
+    assert (settings.code, settings.err.count(f"{place}/config.toml")) == (0, 2)
+    result = tmp_path / name / "d.fits"
+    subtracted = run_cli("subtract", files.target, files.reference, "-o", result)
+    assert f"wrote {result}" in subtracted.err
+    row = FrameRow("a[1]", "a.fits", "failed", "measure", f"{place} cannot be read")
+    season._show_summary(RunSummary(place, (row,), ()))
+    shown = capsys.readouterr().err
+    assert f"failed a[1] (measure): {place} cannot be read" in shown
+    assert f"Results are in {place}." in shown
+
+
+def test_an_excess_of_zero_is_not_taken_for_absent(run_json, files, run_cli):
+    noise = run_json("--em-gain", 50.0)["settings"]["noise"]
+    assert f"excess={EMCCDNoise.excess}" in noise
+    outcome = run_cli("subtract", files.target, files.reference, "-o", files.out / "other.fits",
+                      "--em-gain", 50.0, "--excess", 0)  # fmt: skip
+    assert outcome.code == 3
+    assert "excess" in outcome.err
+
+
+def test_the_prior_is_one_line_of_the_table_and_whole_in_the_file(files, run_cli):
+    outcome = run_cli("subtract", files.target, files.reference, "-o", files.result)
+    assert re.search(r"prior by the evidence, \d+ effective\s", outcome.err)
+    assert "GaussianProcessPrior" not in outcome.err
+    assert "Component(amplitude=" in run_cli("info", files.result, "--json").out
 
 
 def test_the_exit_codes_are_in_the_help(run_cli):

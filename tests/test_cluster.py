@@ -151,8 +151,56 @@ def test_without_dask_it_says_how_to_install_it(
 ) -> None:
     write_season(tmp_path, 2)
     monkeypatch.setitem(sys.modules, "dask", None)
-    with pytest.raises(InputError, match=r"pip install 'pytorchdia\[cluster\]'"):
+    with pytest.raises(InputError, match=r'pip install "\.\[cluster\]"'):
         reduce(tmp_path / "config.toml", workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_less_than_one_worker_is_refused(tmp_path: Path, workers: int) -> None:
+    write_season(tmp_path, 2)
+    with pytest.raises(InputError, match=rf"workers = {workers}"):
+        reduce(tmp_path / "config.toml", workers=workers)
+
+
+def test_a_scheduler_without_workers_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dask import distributed
+
+    write_season(tmp_path, 2)
+    monkeypatch.setattr("pytorchdia.run.cluster.PATIENCE", 1.0)
+    options = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard_address": ":0"}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
+    with (
+        distributed.SpecCluster(workers={}, scheduler=scheduler) as cluster,
+        pytest.raises(InputError, match="no workers"),
+    ):
+        reduce(tmp_path / "config.toml", scheduler=cluster.scheduler_address)
+
+
+def test_processes_that_do_not_start_are_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_season(tmp_path, 4)
+    tries = []
+
+    @contextmanager
+    def broken(*_: object, **__: object) -> Iterator[Executor]:
+        tries.append(1)
+        raise OSError(24, "Too many open files")
+        yield
+
+    monkeypatch.setattr("pytorchdia.run.cluster.dask_executor", broken)
+    monkeypatch.setattr(import_module("pytorchdia.run.reduce"), "_WORTH", 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        summary = reduce(tmp_path / "config.toml", workers="auto", until="register")
+    finally:
+        torch.set_num_threads(threads)
+    assert (tries, summary.failed) == ([1], ())
+    assert summary.planned[-1] == ("register", 0, 4)
+    assert "Dask does not start: OSError: [Errno 24]" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_scheduler_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from astropy.io import fits
 
 from pytorchdia import InputError, LightCurves, reduce
 from pytorchdia.errors import ReadError, WriteError
 from pytorchdia.run.frames_table import read_frames
 from pytorchdia.run.pipeline import RunSummary
-from pytorchdia.run.state import State
+from pytorchdia.run.state import Made, Outcome, State, Unit, carry_out, is_done
 from pytorchdia.run.tables import read_table
 from pytorchdia.simulate import Stars
 from pytorchdia.threads import one_thread
@@ -513,6 +516,58 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half(
     assert "could not be written" in state["reason"]
     reduce(folder / "config.toml")
     assert products(folder / "run") == products(finished / "run")
+
+
+def test_a_frame_that_cannot_be_opened_for_now_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_season(tmp_path, 3)
+
+    def refuse(path: Path, *arguments: object) -> object:
+        if Path(path).name == "frame002.fits":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open(path, *arguments)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as closed:
+        closed.setattr("pytorchdia.io.open", refuse, raising=False)
+        (row,) = reduce(tmp_path / "config.toml", until="register").failed
+    assert row.name == "frame002"
+    assert "Permission denied" in row.reason
+    assert "damaged" not in row.reason
+    again = reduce(tmp_path / "config.toml", until="register")
+    assert again.failed == ()
+    assert to_do(again) == {"measure": 1, "register": 1}
+
+
+def too_much() -> Made:
+    torch.empty(10**15)
+    return Made()
+
+
+def damaged() -> Made:
+    raise ReadError("a.fits may be truncated.") from OSError("Header missing END card.")
+
+
+@pytest.mark.parametrize(
+    ("work", "word", "retry"),
+    [(too_much, "There was not enough memory", True), (damaged, "truncated", False)],
+)
+def test_what_may_pass_is_tried_again(
+    tmp_path: Path, work: Callable[[], Made], word: str, retry: bool
+) -> None:
+    unit = Unit("subtract", "a", "digest", work)
+    state = carry_out(tmp_path, unit)
+    assert (state.outcome, state.retry) == (Outcome.FAILED, retry)
+    assert word in state.reason
+    assert "defect" not in state.reason
+    assert is_done(tmp_path, unit, State.read(tmp_path, "subtract", "a")) != retry
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    write_season(tmp_path, 2)
+    (tmp_path / "run" / "log.txt").mkdir(parents=True)
+    with pytest.raises(WriteError, match=r"log\.txt: Is a directory"):
+        reduce(tmp_path / "config.toml")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -111,6 +111,21 @@ def test_a_frame_given_twice_is_used_once(season):
     assert "n3.fits" in grades[-1].reason
 
 
+def test_a_copy_with_a_mended_header_takes_the_place_of_the_first(season):
+    without = replace(season[3], name="raw.fits", time=None)
+    grades = grade([*season[:3], without, season[3]])
+    assert [g.accepted for g in grades] == [True] * 3 + [False, True]
+    assert "when it was taken" in grades[3].reason
+
+
+def test_a_frame_without_a_filter_is_rejected_where_one_was_asked_for(season):
+    nameless = replace(season[0], name="bad.fits", digest="other", filter="")
+    bad = verdict(season, nameless, Limits(filter="I"))
+    assert not bad.accepted
+    assert re.search(r"bad\.fits does not name its filter, and I was asked for", bad.reason)
+    assert verdict(season, nameless).accepted
+
+
 def test_order_in_time_does_not_matter(season):
     backwards = grade(season[::-1])
     assert [g.name for g in backwards] == [q.name for q in season[::-1]]

@@ -13,7 +13,7 @@ from astropy.io import fits
 
 from pytorchdia import InputError
 from pytorchdia.errors import ReadError, WriteError
-from pytorchdia.run.frame_list import sources_of
+from pytorchdia.run.frame_list import _names, sources_of
 from pytorchdia.run.init import init_config, read_headers
 from pytorchdia.run.settings import Settings, describe_settings, load_settings
 
@@ -83,6 +83,80 @@ def test_results_masks_and_excluded_files_are_no_frames(tmp_path: Path) -> None:
     text = "[frames]\nfiles = ['*.fits', 'run/*.fits']\nexclude = ['*2.fits']\nmask = 'mask.fits'\n"
     names = [source.name for source in sources_of(load_settings(written(tmp_path, text)))]
     assert names == ["frame000", "frame001"]
+
+
+def names_of(folder: Path, files: list[str], text: str) -> dict[str, str]:
+    """The name of each frame by its path, for empty files."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    found = sources_of(load_settings(written(folder, f"[frames]\n{text}")))
+    return {str(source.path.relative_to(folder)): source.name for source in found}
+
+
+def test_every_frame_has_a_name_of_its_own(tmp_path: Path) -> None:
+    folders = names_of(
+        tmp_path / "a", ["n1/raw/a.fits", "n2/raw/a.fits", "n2/raw/b.fits"],
+        "files = ['*/raw/*.fits']",
+    )  # fmt: skip
+    assert list(folders.values()) == ["n1_raw_a", "n2_raw_a", "b"]
+    assert names_of(tmp_path / "b", ["a.fits", "a.fits.fz", "b.fit"], "") == {
+        "a.fits": "a.fits", "a.fits.fz": "a.fits.fz", "b.fit": "b",
+    }  # fmt: skip
+    taken = names_of(
+        tmp_path / "c", ["n1/a.fits", "n2/a.fits", "n2/n1_a.fits"], "files = ['*/*.fits']"
+    )
+    assert taken["n2/n1_a.fits"] == "n1_a"
+    assert taken["n2/a.fits"] == "n2_a"
+    assert taken["n1/a.fits"] == "c_n1_a"
+
+
+def test_frames_that_no_name_tells_apart_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.fits"
+    with pytest.raises(InputError, match=rf"{path} and {path} would both be called"):
+        _names([path, path])
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        ("n1/a.fits", ["n1/b.fits", "n2/a.fits"]),
+        ("n1/*", ["n2/a.fits"]),
+        ("./*/a.fits", ["n1/b.fits"]),
+        ("a.fits", ["n1/b.fits"]),
+        ("FOLDER/n1/*", ["n2/a.fits"]),
+    ],
+)
+def test_files_are_excluded_by_name_or_path(tmp_path: Path, exclude: str, left: list[str]) -> None:
+    exclude = exclude.replace("FOLDER", str(tmp_path))
+    text = f"files = ['*/*.fits']\nexclude = ['{exclude}']"
+    assert list(names_of(tmp_path, ["n1/a.fits", "n1/b.fits", "n2/a.fits"], text)) == left
+
+
+@pytest.mark.parametrize(
+    ("kind", "calibration"),
+    [
+        *((kind, True) for kind in ("Bias Frame", "biasframe", "flatfield", "Flat Field", "skyflat",
+                                    "dark_30s", "DARK30", "FLAT,SKY", "arc", "ARC1", "lamp")),
+        *((kind, False) for kind in ("search", "object", "Light Frame", "science", "")),
+    ],
+)  # fmt: skip
+def test_calibration_frames_are_known_by_whole_words(
+    tmp_path: Path, kind: str, calibration: bool
+) -> None:
+    write_frame(tmp_path, epochs(1)[0], IMAGETYP=kind)
+    (line,) = read_headers(tmp_path)
+    assert bool(line.problem) == calibration
+
+
+def test_the_example_of_a_time_keyword_can_be_switched_on(tmp_path: Path) -> None:
+    write_season(tmp_path, 2)
+    text = init_config(tmp_path, overwrite=True).read_text()
+    example = re.search(r"^# (time = \{.+\})", text, re.M)
+    assert example is not None
+    time = load_settings(written(tmp_path, f"[keywords]\n{example[1]}")).keywords.time
+    assert time is not None
+    assert (time.keyword, time.when, time.scale) == ("JDMID", "mid", "utc")
 
 
 def test_init_writes_what_load_reads(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def run_demo(folder: Path, seed: int, command: Callable[[list[str]], int | None]
     int
         That exit code.
     """
-    say = Console(stderr=True)
+    say = Console(stderr=True, markup=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         field = make_field(seed)

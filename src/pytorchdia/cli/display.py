@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..run.state import finite
+
 if TYPE_CHECKING:
     from ..frame import Frame
     from ..product import Summary
@@ -34,6 +35,7 @@ __all__ = [
     "show_error",
     "show_result",
     "show_summary",
+    "show_written",
     "stderr",
     "step_bars",
     "summary_as_json",
@@ -99,7 +101,12 @@ def show_result(
         colour = "yellow" if finding.level == "warning" else "cyan"
         stderr.print(f"[{colour}]{finding.level}[/] {escape(finding.message)}", highlight=False)
     for path in written:
-        stderr.print(f"[green]wrote[/] {escape(str(path))}", soft_wrap=True, highlight=False)
+        show_written(path)
+
+
+def show_written(path: Path, more: str = "") -> None:
+    """That a file was written."""
+    stderr.print(f"[green]wrote[/] {escape(f'{path}{more}')}", soft_wrap=True, highlight=False)
 
 
 def result_as_json(result: Subtraction, written: Iterable[Path]) -> str:
@@ -120,21 +127,12 @@ def result_as_json(result: Subtraction, written: Iterable[Path]) -> str:
         "findings": [asdict(finding) for finding in result.findings],
         "files": [str(path) for path in written],
     }
-    return json.dumps(_finite(outcome), indent=2)
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with None for infinity and NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(outcome), indent=2)
 
 
 def summary_as_json(summary: Summary) -> str:
     """The same as :func:`show_summary` as a JSON object."""
-    return json.dumps(_finite(asdict(summary)), indent=2)
+    return json.dumps(finite(asdict(summary)), indent=2)
 
 
 def show_summary(summary: Summary) -> None:
@@ -164,10 +162,12 @@ def _camera_rows(target: Frame, reference: Frame) -> Iterable[tuple[str, ...]]:
 
 
 def _settings_rows(result: Subtraction) -> Iterable[tuple[str, str]]:
-    for name, value in result.settings.items():
-        if name not in ("target", "reference"):
-            yield name, value
     d = result.diagnostics
+    for name, value in result.settings.items():
+        if name == "penalty" and value.startswith("GaussianProcessPrior("):  # the file holds it all
+            yield name, f"prior by the evidence, {d.n_effective:.0f} effective parameters"
+        elif name not in ("target", "reference"):
+            yield name, value
     yield "device, dtype", f"{d.device}, {d.dtype}"
     yield "reference background", f"{d.reference_background:.6g} ADU taken off"
 

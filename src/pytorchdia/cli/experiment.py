@@ -175,7 +175,7 @@ def season(
         run_season_experiment(
             place, chosen, 12 if quick else frames, workers=workers, progress=report
         )
-    display.stderr.print(f"Results are in {place}; read season.md first.")
+    display.stderr.print(f"Results are in {place}; read season.md first.", markup=False)
 
 
 @contextmanager
@@ -189,4 +189,4 @@ def _results(
             yield place, report
         except OSError as error:
             raise WriteError(f"{place} cannot be written: {error}.") from error
-    display.stderr.print(f"Results are in {place}; read {inner}{name}.md first.")
+    display.stderr.print(f"Results are in {place}; read {inner}{name}.md first.", markup=False)

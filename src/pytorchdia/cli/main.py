@@ -1,4 +1,6 @@
-"""The command line: ``pytorchdia subtract``, ``info`` and ``demo``."""
+"""The command line ``pytorchdia``: its commands ``subtract``, ``info`` and ``demo``, and all others
+from the modules beside this one.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +62,7 @@ app = typer.Typer(
     epilog="Exit codes: " + "; ".join(f"{code} {text}" for code, text in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # "rich" takes a unit in brackets for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(experiments, name="experiment")
@@ -328,7 +331,8 @@ def _noise(
     offset: float | None,
 ) -> tuple[NoiseModel, tuple[Finding, ...]]:
     if em_gain is not None:
-        return EMCCDNoise(em_gain, excess or EMCCDNoise.excess, _plane(flat)), ()
+        factor = EMCCDNoise.excess if excess is None else excess
+        return EMCCDNoise(em_gain, factor, _plane(flat)), ()
     return default_noise(frame, flat=_plane(flat), offset=offset)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
@@ -50,7 +51,7 @@ def init(
 ) -> None:
     """Write a commented settings file for the frames in FOLDER, from their headers."""
     path = init_config(folder, output, overwrite)
-    stderr.print(f"[green]wrote[/] {path}; read it, then: pytorchdia reduce {path}", soft_wrap=True)
+    display.show_written(path, f"; read it, then: pytorchdia reduce {path}")
 
 
 def reduce_season(
@@ -112,7 +113,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
     for name in names:
         shown.add_column(name, overflow="fold")
     for row in table:
-        shown.add_row(*(_cell(row[name]) for name in names))
+        shown.add_row(*(escape(_cell(row[name])) for name in names))
     Console().print(shown)
     for row in table:
         if row["reason"] and not _masked(row["reason"]):
@@ -150,12 +151,12 @@ def lightcurve(
     curve = _chosen(LightCurves.open(run), star, (x, y), (ra, dec), candidate)
     if output is not None:
         curve.write(output, overwrite, zero_point)
-        stderr.print(f"[green]wrote[/] {output}", soft_wrap=True)
+        display.show_written(output)
     if plot_file is not None:
         from ..run.curve_plot import save_light_curve  # matplotlib takes a while to import
 
         save_light_curve(curve, plot_file, overwrite)
-        stderr.print(f"[green]wrote[/] {plot_file}", soft_wrap=True)
+        display.show_written(plot_file)
     if output is None and plot_file is None:
         table = curve.to_table(zero_point)
         names = ["frame", "time", "flux", "error", "total", "magnitude", "magnitude_error", "flags"]
@@ -206,19 +207,20 @@ def _show_summary(summary: RunSummary) -> None:
     for status, colour in (("failed", "red"), ("rejected", "yellow")):
         for row in summary.rows:
             if row.status == status:
-                text = f"[{colour}]{status}[/] {row.name} ({row.step}): {row.reason}"
-                stderr.print(text, soft_wrap=True, highlight=False)
+                text = escape(f"{row.name} ({row.step}): {row.reason}")
+                stderr.print(f"[{colour}]{status}[/] {text}", soft_wrap=True, highlight=False)
     for state in summary.troubles:
         log = summary.run / "log.txt"
-        text = f"[red]failed[/] {state.step} {state.name}: {state.reason} {log} has more."
-        stderr.print(text, soft_wrap=True, highlight=False)
+        text = escape(f"{state.step} {state.name}: {state.reason} {log} has more.")
+        stderr.print(f"[red]failed[/] {text}", soft_wrap=True, highlight=False)
     counts = {
         s: sum(row.status == s for row in summary.rows) for s in ("done", "rejected", "failed")
     }
     made = sum(to_do for _, _, to_do in summary.planned)
     stderr.print(
         f"{counts['done']} frames done, {counts['rejected']} rejected, {counts['failed']} failed; "
-        f"{made} pieces of work were done now. Results are in {summary.run}.", soft_wrap=True,
+        f"{made} pieces of work were done now. Results are in {summary.run}.",
+        soft_wrap=True, markup=False,
     )  # fmt: skip
 
 

@@ -85,4 +85,5 @@ def simulate(
         f"{folder / 'truth'}.",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )

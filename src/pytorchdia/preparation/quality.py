@@ -158,7 +158,8 @@ class Limits:
     min_transparency : float, optional
         Of the median: cloud.
     filter : str, optional
-        The filter of the season; None takes that of most frames.
+        The filter of the season: frames that name another one, or none, are rejected. None takes
+        that of most frames, and those that name none with them.
     need_time : bool
         Whether a frame without a time is rejected.
     """
@@ -199,20 +200,21 @@ class _Season:
 def grade(qualities: Sequence[FrameQuality], limits: Limits = Limits()) -> list[Grade]:
     """Accept or reject each frame by what is usual in its season, in the order given.
 
-    The order of the frames in time does not matter. Of frames with the same pixels the first is
-    kept.
+    The order of the frames in time does not matter. Of frames with the same pixels the first that
+    is good is kept.
     """
     season = _usual(qualities, limits)
     seen: dict[str, str] = {}
     grades = []
     for quality in qualities:
         twin = seen.get(quality.digest) if quality.digest else None
-        seen.setdefault(quality.digest, quality.name)
         reason = (
             f"{quality.name} holds the same pixels as {twin}: it was given twice."
             if twin is not None
             else _reason(quality, season, limits)
         )
+        if not reason:  # a copy with a mended header may do where this one does not
+            seen[quality.digest] = quality.name
         grades.append(Grade(quality.name, not reason, reason))
     return grades
 
@@ -250,6 +252,11 @@ def _reason(q: FrameQuality, season: _Season, limits: Limits) -> str:
         )
     if limits.need_time and q.time is None:
         return f"{q.name} does not say when it was taken: no known time keyword holds a date."
+    if limits.filter and not q.filter:
+        return (
+            f"{q.name} does not name its filter, and {limits.filter} was asked for; name the "
+            "keyword that holds it, or ask for no filter."
+        )
     if q.filter and season.filter and q.filter != season.filter:
         return f"{q.name} was taken through filter {q.filter}, the season through {season.filter}."
     return _reason_stars(q, season, limits) or _reason_sky(q, season, limits)

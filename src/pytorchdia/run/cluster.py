@@ -58,14 +58,15 @@ def dask_executor(
     Raises
     ------
     InputError
-        Dask is not installed, or the scheduler does not answer.
+        Dask is not installed, or the scheduler does not answer or has no workers.
     """
     try:
         from dask import distributed
     except ImportError as error:
         raise InputError(
             "More than one process needs Dask, which is not installed; "
-            "pip install 'pytorchdia[cluster]', or leave out --workers and --scheduler."
+            'python -m pip install ".[cluster]" in the folder of pytorchdia, or leave out '
+            "--workers and --scheduler."
         ) from error
     cluster = None if scheduler is not None else _local_cluster(workers or 1, here_too)
     try:
@@ -78,11 +79,23 @@ def dask_executor(
                 f"The scheduler {scheduler} does not answer ({error}); check its address."
             ) from error
         with client:
+            if scheduler is not None:
+                _wait_for_workers(client, scheduler)
             client.register_plugin(_plugin())
             yield _DaskExecutor(client)
     finally:
         if cluster is not None:
             cluster.close()
+
+
+def _wait_for_workers(client: Any, scheduler: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise InputError(
+            f"The scheduler {scheduler} has no workers, nor did one come in {PATIENCE:g} s; start "
+            f"some with 'dask worker {scheduler}'."
+        ) from error
 
 
 def _local_cluster(workers: int, here_too: bool) -> Any:

@@ -27,14 +27,9 @@ def folder_in_use(run: Path, settings: Settings) -> Iterator[None]:
     WriteError
         It cannot be made or written, or another run is at work in it.
     """
-    try:
+    with _writable(run):
         run.mkdir(parents=True, exist_ok=True)
         lock = open(run / ".lock", "w")  # noqa: SIM115  # held open as long as the run lasts
-    except OSError as error:
-        raise WriteError(
-            f"The run folder {run} cannot be written ({error.strerror}); choose another one "
-            "(run.folder)."
-        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,7 +39,8 @@ def folder_in_use(run: Path, settings: Settings) -> Iterator[None]:
             ) from error
         except OSError:
             pass  # a file system without locks; two runs at once then only do work twice
-        handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
+        with _writable(run):
+            handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         level = log.level
         log.addHandler(handler)
@@ -64,3 +60,14 @@ def folder_in_use(run: Path, settings: Settings) -> Iterator[None]:
             log.removeHandler(handler)
             log.setLevel(level)
             handler.close()
+
+
+@contextmanager
+def _writable(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"The run folder {run} cannot be written ({error.filename}: {error.strerror}); choose "
+            "another one (run.folder)."
+        ) from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
@@ -20,7 +22,7 @@ def sources_of(settings: Settings) -> list[Source]:
     Raises
     ------
     InputError
-        There are none.
+        There are none, or two cannot be told apart by any name.
     """
     base, chosen = settings.base, settings.frames
     companions = {settings.path(n) for n in (chosen.mask, chosen.flat, settings.stars.list)}
@@ -33,18 +35,48 @@ def sources_of(settings: Settings) -> list[Source]:
         path
         for path in paths
         if run not in path.resolve().parents
-        and not any(fnmatch.fnmatch(path.name, p) for p in chosen.exclude)
+        and not any(_fits(path, base, pattern) for pattern in chosen.exclude)
     ]
     if not paths:
         raise InputError(
             f"No file in {base} matches {', '.join(map(repr, chosen.files))} (frames.files); check "
             "the patterns, which start from the folder of the settings."
         )
-    stems = [stem(path) for path in paths]
-    return [
-        Source(name if stems.count(name) == 1 else f"{path.parent.name}_{name}", path)
-        for name, path in zip(stems, paths, strict=True)
-    ]
+    return [Source(name, path) for name, path in zip(_names(paths), paths, strict=True)]
+
+
+def _fits(path: Path, base: Path, pattern: str) -> bool:
+    """Whether the name of a file fits a pattern, or its path as ``frames.files`` would have it."""
+    pattern = os.path.normpath(pattern)
+    ways = path.name, os.path.relpath(path, base), str(path)
+    return any(fnmatch.fnmatch(way, pattern) for way in ways)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: its stem, made longer where that is the stem of another file, too."""
+    names = [stem(path) for path in paths]
+    count = Counter(names)
+    longer = {i: _longer_names(paths[i]) for i, name in enumerate(names) if count[name] > 1}
+    while twins := [i for i in longer if count[names[i]] > 1]:
+        for i in twins:
+            name = next(longer[i], None)
+            if name is None:
+                same = [str(p) for p, its in zip(paths, names, strict=True) if its == names[i]]
+                raise InputError(
+                    f"{' and '.join(same)} would both be called {names[i]!r} in the run; rename "
+                    "one of them, or leave it out (frames.exclude)."
+                )
+            names[i] = name
+        count = Counter(names)
+    return names
+
+
+def _longer_names(path: Path) -> Iterator[str]:
+    """The stem, with ever more of its folders before it, then the same with its ending."""
+    folders = path.absolute().parent.parts[1:]
+    for name in (stem(path), path.name):
+        for start in range(len(folders), -1, -1):
+            yield "_".join((*folders[start:], name))
 
 
 def _matching(base: Path, pattern: str) -> Iterator[Path]:

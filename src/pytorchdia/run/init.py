@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from typing import Any
 from ..errors import InputError, WriteError
 from ..headers import detector_from_header, filter_from_header, unit_from_header
 from ..io import read_header
-from ..preparation.times import TIMES
 from .settings import Settings, describe_settings
 from .state import write_text
 
 __all__ = ["HeaderLine", "init_config", "read_headers"]
 
-_CALIBRATIONS = ("bias", "dark", "flat", "zero", "focus", "arc", "lamp", "acquisition")
+_CALIBRATIONS = ("bias", "dark", "flat", "zero", "focus", "lamp", "acquisition")
 _KINDS = ("IMAGETYP", "OBSTYPE", "EXPTYPE", "FRAME", "ESO DPR TYPE")
+_EXAMPLES = {("keywords", "time"): '{ keyword = "JDMID", when = "mid", scale = "utc" }'}
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,11 @@ class HeaderLine:
     problem : str
         Why it is no frame of a season; empty if it is one.
     shape : tuple of int
-    filter, object, kind : str
-    numbers : dict
-        Gain, read noise, saturation and exposure that are known.
-    sources : dict
+    filter, object : str
+    numbers : tuple of (str, float)
+        Gain, read noise, saturation and exposure that are known, by name.
+    sources : tuple of (str, str)
         The keyword that each came from.
-    time_keyword : str
-        The first keyword of the time that it has.
     """
 
     path: Path
@@ -48,7 +47,6 @@ class HeaderLine:
     object: str = ""
     numbers: tuple[tuple[str, float], ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
-    time_keyword: str = ""
 
 
 def read_headers(folder: Path) -> list[HeaderLine]:
@@ -117,13 +115,19 @@ def _line(path: Path) -> HeaderLine:
         for name in ("gain", "read_noise", "saturation", "exposure")
         if (value := getattr(detector, name)) is not None
     }
-    time = next((t.keyword for t in TIMES if t.keyword in header), "")
-    calibration = next((word for word in _CALIBRATIONS if word in kind), "")
     return HeaderLine(
-        path, f"a calibration frame ({kind})" if calibration else "", shape,
+        path, f"a calibration frame ({kind})" if _is_calibration(kind) else "", shape,
         filter_from_header(header), str(header.get("OBJECT", "")).strip(),
-        tuple(numbers.items()), tuple(detector.sources.items()), time,
+        tuple(numbers.items()), tuple(detector.sources.items()),
     )  # fmt: skip
+
+
+def _is_calibration(kind: str) -> bool:
+    """Whether one of the words begins or ends as a kind of calibration does: ``skyflat``."""
+    return any(
+        word in ("arc", "arcs") or word.startswith(_CALIBRATIONS) or word.endswith(_CALIBRATIONS)
+        for word in re.findall("[a-z]+", kind)
+    )
 
 
 def _text(
@@ -154,11 +158,17 @@ def _text(
         if name != section:
             section = name
             yield f"\n[{section}]"
-        yield from _entry(key, default, meaning, found.get((section, key)))
+        example = _EXAMPLES.get((section, key), "")
+        yield from _entry(key, default, meaning, found.get((section, key)), example)
 
 
-def _entry(key: str, default: Any, meaning: str, value: tuple[Any, str] | None) -> Iterator[str]:
+def _entry(
+    key: str, default: Any, meaning: str, value: tuple[Any, str] | None, example: str
+) -> Iterator[str]:
     yield f"# {meaning}"
+    if example:
+        yield f"# {key} = {example}  # an example"
+        return
     if value is None:
         yield f"# {key} =" if default is None else f"# {key} = {_toml(default)}"
         return

@@ -11,7 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from ..errors import InputError
 from ..threads import one_thread
+from .folder import log
 from .pipeline import STEPS, Executor, Progress, RunSummary, in_this_process, run_season
 from .settings import Settings, load_settings
 from .state import State, Unit
@@ -32,7 +34,7 @@ def reduce(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> RunSummary:
-    """Reduce a season of frames: register, reference, subtract, photometry.
+    """Reduce a season of frames: register, reference, subtract, photometry, report.
 
     What a run that was interrupted, or one with other settings or more frames, has done already is
     not done again.
@@ -48,8 +50,8 @@ def reduce(
     workers : int or "auto", optional
         Processes on this machine, with Dask; None or 1 works in this process. "auto" takes one for
         each thread of torch, as far as memory allows, or for each GPU, once there is enough to do;
-        without Dask it works in this process. A script that uses more than one must protect its
-        main code by ``if __name__ == "__main__"``.
+        without Dask, or where it cannot start, it works in this process. A script that uses more
+        than one must protect its main code by ``if __name__ == "__main__"``.
     scheduler : str, optional
         Address of a running Dask scheduler, in place of ``workers``.
     dry_run : bool
@@ -82,6 +84,8 @@ def reduce(
 def _executor(
     workers: int | Literal["auto"] | None, scheduler: str | None, dry_run: bool, device: str
 ) -> Iterator[Executor]:
+    if isinstance(workers, int) and workers < 1:
+        raise InputError(f"workers = {workers} does no work; give 1 or more, or 'auto'.")
     if dry_run or (workers in (None, 1) and scheduler is None):
         yield in_this_process
         return
@@ -110,13 +114,25 @@ class _AsMuchAsPays:
 
     def __call__(self, run: Path, units: Iterable[Unit]) -> Iterator[State]:
         waiting = deque(units)
-        while waiting and not (self._starting and self._starting.done()):
+        while waiting:
+            if (executor := self._started()) is not None:
+                yield from executor(run, waiting)
+                return
             started = time.perf_counter()
             yield from in_this_process(run, [waiting.popleft()])
             if (time.perf_counter() - started) * len(waiting) > _WORTH:
                 self._start()
-        if waiting and self._starting is not None:
-            yield from self._starting.result()(run, waiting)
+
+    def _started(self) -> Executor | None:
+        if self._starting is None or not self._starting.done():
+            return None
+        error = self._starting.exception()
+        if error is None:
+            return self._starting.result()
+        log.warning("no more processes, for Dask does not start: %s: %s",
+                    type(error).__name__, error)  # fmt: skip
+        self._starting, self._most = None, 1
+        return None
 
     def _start(self) -> None:
         if self._starting is not None or self._most < 2:

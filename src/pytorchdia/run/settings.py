@@ -93,7 +93,11 @@ class KeywordSettings(_Section):
     saturation: tuple[str, ...] = Field((), description="Keywords of the saturation level.")
     exposure: tuple[str, ...] = Field((), description="Keywords of the exposure time.")
     filter: tuple[str, ...] = Field((), description="Keywords of the filter.")
-    time: TimeSettings | None = Field(None, description="Keyword of the time; see below.")
+    time: TimeSettings | None = Field(
+        None,
+        description="Keyword of the time, a table with the keys keyword, when (start, mid or end), "
+        "clock, scale and barycentric; the known keywords if absent.",
+    )
 
 
 class QualitySettings(_Section):

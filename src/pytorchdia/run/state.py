@@ -8,19 +8,22 @@ this package. A unit whose state file holds the same digest, and whose products 
 from __future__ import annotations
 
 import enum
+import errno
 import hashlib
 import json
 import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import starmap
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import Finding, PyTorchDIAError, WriteError
 from ..product import replacing
@@ -29,13 +32,19 @@ __all__ = ["Made", "Outcome", "State", "Unit", "carry_out", "digest_of", "file_d
 
 _FOLDER = "states"
 
+# What an OSError is that says nothing about the file: permissions, disks, servers, open files.
+_MAY_PASS = (
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ENXIO, errno.ENODEV, errno.EBUSY,
+    errno.EAGAIN, errno.EINTR, errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.ENOLCK,
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+)  # fmt: skip
+
 
 class Outcome(enum.StrEnum):
     """How a unit of work ended."""
 
     DONE = "done"
     FAILED = "failed"
-    REJECTED = "rejected"
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,10 @@ class State:
         What the work gave back.
     findings : tuple of Finding
     retry : bool
-        Whether a rerun tries again although nothing changed: the disk was full, a worker was lost.
+        Whether a rerun tries again although nothing changed: the disk or the memory was full, a
+        worker was lost, a file could not be opened.
     details : str
-        The traceback of a defect, for the log.
+        The traceback of what this package did not raise itself, for the log.
     seconds : float
         Time taken, for the log; not in the file, which is the same however long it took.
     """
@@ -224,13 +234,8 @@ def carry_out(run: Path, unit: Unit) -> State:
     except WriteError as error:
         _try_to_write(failed(unit, str(error), retry=True), run)
         raise
-    except MemoryError as error:
-        state = failed(unit, f"There was not enough memory ({error}).", retry=True)
-    except PyTorchDIAError as error:
-        state = failed(unit, str(error))
-    except Exception as error:  # a defect in the work on one frame must not end the night
-        reason = f"This is a defect of pytorchdia ({type(error).__name__}: {error})."
-        state = replace(failed(unit, reason), details=traceback.format_exc())
+    except Exception as error:  # whatever it is, it must not end the night
+        state = _failed_by(unit, error)
     state.write(run)
     return replace(state, seconds=time.perf_counter() - started)
 
@@ -238,6 +243,40 @@ def carry_out(run: Path, unit: Unit) -> State:
 def failed(unit: Unit, reason: str, retry: bool = False) -> State:
     """The state of a unit that gave nothing."""
     return State(unit.step, unit.name, unit.digest, Outcome.FAILED, reason, retry=retry)
+
+
+def _failed_by(unit: Unit, error: Exception) -> State:
+    """The state of a unit that was stopped by an error."""
+    passing = next(filter(None, map(_passing, _causes(error))), "")
+    if passing:
+        reason = f"{passing}; a rerun tries again."
+    elif isinstance(error, PyTorchDIAError):
+        reason = str(error)
+    else:
+        reason = f"This is a defect of pytorchdia ({type(error).__name__}: {error})."
+    expected = isinstance(error, PyTorchDIAError)
+    details = "" if expected else "".join(traceback.format_exception(error))
+    return replace(failed(unit, reason, retry=bool(passing)), details=details)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _passing(error: BaseException) -> str:
+    """What an error says if it may pass by itself, or by other means than another frame."""
+    text = " ".join(str(error).split())
+    out_of_memory = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    )  # what torch raises on a CPU
+    if out_of_memory:
+        return f"There was not enough memory ({text})"
+    if isinstance(error, OSError) and error.errno in _MAY_PASS:
+        return f"A file could not be used ({text})"
+    return ""
 
 
 def forget(run: Path, step: str, keep: Iterable[str]) -> list[str]:
