@@ -190,6 +190,22 @@ def test_the_sharpest_frames_make_the_reference(season):
     assert choose_reference_frames(blurred) == [2, 3]
 
 
+def test_noise_is_compared_in_the_units_of_the_data(season):
+    rates = [
+        replace(q, per_second=True, exposure=t)
+        for q, t in zip(season, (100.0, 100.0, 20.0, 600.0, 100.0), strict=True)
+    ]
+    assert all(g.accepted for g in grade(rates))
+    silent = [replace(q, exposure=None) if i == 1 else q for i, q in enumerate(season)]
+    assert all(g.accepted for g in grade(silent))
+    never = [replace(q, exposure=None) for q in season]
+    bright = replace(never[2], sky_scatter=20 * never[2].sky_scatter)
+    assert [g.accepted for g in grade([*never[:2], bright, *never[3:]])].count(False) == 1
+    rate = measured(image() / 100.0, BUNIT="adu/s")
+    assert rate.per_second
+    assert not measured(image()).per_second
+
+
 def test_a_binned_frame_is_not_the_sharpest(season):
     known = [replace(q, fwhm=3.0) for q in season]
     binned = replace(known[2], fwhm=1.5, shape=(100, 110))

@@ -216,3 +216,19 @@ def test_a_damaged_file_is_a_line(tmp_path: Path) -> None:
     assert line.problem
     with pytest.raises(InputError, match="None of the 1 files"):
         init_config(tmp_path)
+
+
+def test_one_pattern_needs_no_list_and_names_with_brackets_are_names(tmp_path: Path) -> None:
+    folder = tmp_path / "night [1]"
+    folder.mkdir()
+    for name in ("f[3].fits", "f3.fits", "UP.FITS"):
+        (folder / name).write_bytes(b"")
+    config = folder / "config.toml"
+    config.write_text('[frames]\nexclude = "f[3].fits"\n')
+    assert [s.name for s in sources_of(load_settings(config))] == ["UP"]  # a pattern, too
+    config.write_text('[frames]\nfiles = "f[3].fits"\n')
+    assert [s.name for s in sources_of(load_settings(config))] == ["f[3]"]
+    elsewhere = tmp_path / "config.toml"
+    elsewhere.write_text(f'[frames]\nfiles = ["{folder}/*.fits", "night [1]/*.FITS"]\n')
+    found = sources_of(load_settings(elsewhere))
+    assert [s.name for s in found] == ["UP", "f3", "f[3]"]

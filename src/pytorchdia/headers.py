@@ -304,6 +304,11 @@ def _adapt_saturation_to_unit(
     values["saturation"], sources["saturation"] = None, ""
 
 
+def per_second(unit: str) -> bool:
+    """Whether data in a BUNIT have been divided by the exposure time."""
+    return _PER_SECOND.search(unit) is not None
+
+
 def _kind_of_unit(unit: str) -> str:
     """One of adu, electron, adu/s, electron/s or other; no unit counts as ADU."""
     base = _PER_SECOND.sub("", unit).strip().lower()

@@ -133,7 +133,8 @@ def stem(path: str | Path) -> str:
     """The name of a FITS file without its folder and endings."""
     name = Path(path).name
     for suffix in (".fz", ".gz", ".fits", ".fit", ".fts"):
-        name = name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 

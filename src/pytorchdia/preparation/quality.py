@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import Finding, TooFewPixelsError
 from ..frame import Flag, Frame
-from ..headers import Keywords, filter_from_header
+from ..headers import Keywords, filter_from_header, per_second
 from ..measure import measure_sky
 from .star_detection import DetectedStars, detect_stars, star_shapes
 from .times import observation_time
@@ -54,6 +54,8 @@ class FrameQuality:
     digest : str
         Of the pixels, to know a frame that comes twice.
     findings : tuple of Finding
+    per_second : bool
+        Whether the data, and with them sky and scatter, are counts per second.
     """
 
     name: str
@@ -78,6 +80,7 @@ class FrameQuality:
     transparency: float | None = None
     digest: str = ""
     findings: tuple[Finding, ...] = ()
+    per_second: bool = False
 
 
 def measure_quality(
@@ -128,6 +131,7 @@ def measure_quality(
         saturated_share=float(((frame.flags & Flag.SATURATED) != 0).double().mean()),
         digest=hashlib.sha256(frame.data.numpy().tobytes()).hexdigest()[:16],
         findings=frame.findings + when.findings,
+        per_second=per_second(frame.unit),
     )
 
 
@@ -188,13 +192,14 @@ class Grade:
 
 @dataclass(frozen=True)
 class _Season:
-    """What is usual: medians over the frames, and the filter of most of them."""
+    """What is usual: medians, the filter of most; and whether any frame tells its exposure."""
 
     stars: float | None
     fwhm: float | None
     noise: float | None
     transparency: float | None
     filter: str
+    timed: bool
 
 
 def grade(qualities: Sequence[FrameQuality], limits: Limits = Limits()) -> list[Grade]:
@@ -224,21 +229,24 @@ def _usual(qualities: Sequence[FrameQuality], limits: Limits) -> _Season:
         known = [v for q in qualities if (v := value(q)) is not None]
         return float(np.median(known)) if len(known) >= 3 else None
 
+    timed = any(q.exposure for q in qualities)
     filters = Counter(q.filter for q in qualities if q.filter)
     most = filters.most_common(1)[0][0] if filters else ""
     return _Season(
         stars=median(lambda q: q.n_stars or None),
         fwhm=median(lambda q: q.fwhm),
-        noise=median(_noise),
+        noise=median(lambda q: _noise(q, timed)),
+        timed=timed,
         transparency=median(lambda q: q.transparency),
         filter=limits.filter if limits.filter is not None else most,
     )
 
 
-def _noise(quality: FrameQuality) -> float | None:
-    if quality.sky_scatter is None:
-        return None
-    return quality.sky_scatter / (quality.exposure or 1.0)
+def _noise(quality: FrameQuality, timed: bool) -> float | None:
+    """Scatter of the sky per second, or per exposure if no frame of the season tells its time."""
+    if quality.sky_scatter is None or quality.per_second or not timed:
+        return quality.sky_scatter
+    return quality.sky_scatter / quality.exposure if quality.exposure else None
 
 
 def _reason(q: FrameQuality, season: _Season, limits: Limits) -> str:
@@ -296,7 +304,7 @@ def _reason_stars(q: FrameQuality, season: _Season, limits: Limits) -> str:
 
 
 def _reason_sky(q: FrameQuality, season: _Season, limits: Limits) -> str:
-    noise = _noise(q)
+    noise = _noise(q, season.timed)
     if _above(limits.max_noise_ratio, season.noise, noise):
         return (
             f"The sky of {q.name} ({q.sky:.0f} ADU) scatters by {noise:.3g} ADU per second of "

@@ -49,7 +49,7 @@ def _fits(path: Path, base: Path, pattern: str) -> bool:
     """Whether the name of a file fits a pattern, or its path as ``frames.files`` would have it."""
     pattern = os.path.normpath(pattern)
     ways = path.name, os.path.relpath(path, base), str(path)
-    return any(fnmatch.fnmatch(way, pattern) for way in ways)
+    return any(way == pattern or fnmatch.fnmatch(way, pattern) for way in ways)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -80,11 +80,13 @@ def _longer_names(path: Path) -> Iterator[str]:
 
 
 def _matching(base: Path, pattern: str) -> Iterator[Path]:
+    """Files that a name or a pattern means; what is there under just this name is no pattern."""
     path = Path(pattern)
     if path.is_absolute():
-        root = Path(path.anchor)
-        return root.glob(str(path.relative_to(root)))
+        base, path = Path(path.anchor), path.relative_to(path.anchor)
     parts = path.parts
-    while parts and parts[0] == "..":
-        base, parts = base.parent, parts[1:]
+    while len(parts) > 1 and (parts[0] == ".." or (base / parts[0]).is_dir()):
+        base, parts = (base.parent if parts[0] == ".." else base / parts[0]), parts[1:]
+    if len(parts) == 1 and (base / parts[0]).is_file():
+        return iter([base / parts[0]])
     return base.glob(str(Path(*parts)))

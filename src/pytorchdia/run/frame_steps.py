@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..changes.detections import reference_light
 from ..errors import Finding, ShapeError
 from ..frame import Flag, Frame
-from ..headers import Keywords, TimeKeyword
+from ..headers import Keywords, TimeKeyword, per_second
 from ..io import as_frame, read_plane
 from ..measure import default_noise
 from ..noise import NoiseModel
@@ -86,7 +86,11 @@ def register_frame(source: Source, grid: Source, settings: Settings, run: Path) 
     mine, theirs = frame.detector.exposure, onto.frame.detector.exposure
     transparency = None
     if ratio is not None:
-        transparency = ratio[0] * (theirs / mine if mine and theirs else 1.0)
+        alike = per_second(frame.unit) or not (mine or theirs)
+        if alike:
+            transparency = ratio[0]
+        elif mine and theirs:
+            transparency = ratio[0] * theirs / mine
     values = {
         "matrix": found.matrix.tolist(),
         "how": found.how,

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..config import LikelihoodName, PriorName, make_likelihood, make_penalty, parse_kernel_size
 from ..errors import InputError, ReadError
@@ -40,7 +48,7 @@ class FrameSettings(_Section):
     """Which frames."""
 
     files: tuple[str, ...] = Field(
-        ("*.fits", "*.fit", "*.fts", "*.fits.gz", "*.fits.fz"),
+        ("*.fits", "*.fit", "*.fts", "*.fits.gz", "*.fits.fz", "*.FITS", "*.FIT", "*.FTS"),
         description="Names or patterns of the frames, from this file's folder.",
         min_length=1,
     )
@@ -61,6 +69,11 @@ class FrameSettings(_Section):
         True,
         description="Mask columns and rows of the detector that differ from their neighbours.",
     )
+
+    @field_validator("files", "exclude", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class CameraSettings(_Section):
