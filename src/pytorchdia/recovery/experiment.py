@@ -79,9 +79,8 @@ def _simulate(folder: Path, season: Season, frames: int, progress: Progress | No
 
 
 def _require_same_season(folder: Path, season: Season) -> None:
-    found, wanted = (
-        replace(each, troubles=each.troubles or None) for each in (read_truth(folder).season, season)
-    )
+    both = (read_truth(folder).season, season)
+    found, wanted = (replace(each, troubles=each.troubles or None) for each in both)
     others = [
         f"{f.name} {getattr(found, f.name)} there, {getattr(wanted, f.name)} asked for"
         for f in fields(Season)
