@@ -13,7 +13,7 @@ from pytorchdia.io import as_frame
 from pytorchdia.simulate import Stars, render_moffat
 from pytorchdia.stars.catalogue import Catalogue, find_stars
 from pytorchdia.stars.photometry import refine_positions
-from pytorchdia.stars.psf import PSFModel
+from pytorchdia.stars.psf import PSFModel, tabulated
 from pytorchdia.stars.psf_fit import fit_psf
 
 SHAPE = (160, 180)
@@ -33,6 +33,12 @@ class Field:
 
 def noise_variance(clean: NDArray[np.float64]) -> NDArray[np.float64]:
     return READ_NOISE**2 + clean / GAIN
+
+
+def moffat_psf(fwhm: float, beta: float = 3.0) -> PSFModel:
+    """A round Moffat profile."""
+    alpha = fwhm / (2.0 * np.sqrt(2.0 ** (1.0 / beta) - 1.0))
+    return tabulated(lambda dx, dy: (1.0 + (dx**2 + dy**2) / alpha**2) ** -beta, fwhm, 4.0)
 
 
 def grid_of_stars(seed: int, spacing: int = 18) -> Stars:

@@ -25,11 +25,19 @@ from pytorchdia.stars.photometry import (
     refine_positions,
     target_variance,
 )
-from pytorchdia.stars.psf import gaussian_psf, moffat_psf
+from pytorchdia.stars.psf import gaussian_psf
 from pytorchdia.stars.scene import Scene, solve_scene
 
 from .conftest import asymmetric_kernel
-from .season_field import GAIN, READ_NOISE, SHAPE, make_field, matched, noise_variance
+from .season_field import (
+    GAIN,
+    READ_NOISE,
+    SHAPE,
+    make_field,
+    matched,
+    moffat_psf,
+    noise_variance,
+)
 
 FWHM = 3.0
 SIGMA = FWHM / 2.3548200450309493

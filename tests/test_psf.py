@@ -12,11 +12,11 @@ from pytorchdia.errors import InputError
 from pytorchdia.io import as_frame
 from pytorchdia.simulate import Stars, render_gaussian, render_moffat
 from pytorchdia.stars.catalogue import catalogue_from_list, find_stars
-from pytorchdia.stars.psf import RegionalPSF, gaussian_psf, moffat_psf
+from pytorchdia.stars.psf import RegionalPSF, gaussian_psf
 from pytorchdia.stars.psf_fit import fit_psf
 
 from .conftest import asymmetric_kernel
-from .season_field import REFERENCE_PSF, SHAPE, make_field
+from .season_field import REFERENCE_PSF, SHAPE, make_field, moffat_psf
 
 
 @settings(max_examples=25, deadline=None)

@@ -76,6 +76,22 @@ def test_the_page_says_it(season: tuple[Path, Recovery]) -> None:
     assert run_season_experiment(folder, SEASON, FRAMES) == found  # nothing is done again
 
 
+def test_another_season_in_the_folder_is_refused(season: tuple[Path, Recovery]) -> None:
+    folder = season[0]
+    page = (folder / "season.md").read_text()
+    other = replace(SEASON, seed=4, shape=(200, 200))
+    with pytest.raises(InputError, match=r"seed 3 there, 4 asked for; shape \(200, 210\) there"):
+        run_season_experiment(folder, other, FRAMES)
+    assert (folder / "season.md").read_text() == page
+
+
+def test_the_page_counts_the_frames_that_are_there(season: tuple[Path, Recovery]) -> None:
+    folder, found = season
+    with one_thread():
+        assert run_season_experiment(folder, SEASON, FRAMES - 4) == found
+    assert f"\n{FRAMES} frames of 200 x 210 pixels, seed 3;" in (folder / "season.md").read_text()
+
+
 def test_what_is_no_season(season: tuple[Path, Recovery], tmp_path: Path) -> None:
     with pytest.raises(ReadError):
         recover(season[0], tmp_path)

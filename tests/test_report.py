@@ -18,9 +18,12 @@ from matplotlib.image import imread
 
 from pytorchdia import reduce
 from pytorchdia.run.frames_table import read_frames
+from pytorchdia.run.lightcurves import LightCurves
 from pytorchdia.run.report.drawings import curve_drawing
 from pytorchdia.run.report.numbers import Curve, photon_limit
+from pytorchdia.run.report.page import Content, VariableCard, page_of
 from pytorchdia.run.report.pictures import cut, shrunk
+from pytorchdia.run.settings import Settings
 from pytorchdia.threads import one_thread
 
 from .small_season import CONFIG, VARIABLE, epochs, write_frame, write_season
@@ -140,6 +143,44 @@ def test_the_variable_is_the_first_card(page: Page) -> None:
     bottom = float(re.search(r"bottom:([\d.]+)%", mark["style"])[1])
     assert abs(left / 100 * 100 - VARIABLE[0] - 0.5) < 5.0  # the grid is that of another frame
     assert abs(bottom / 100 * 96 - VARIABLE[1] - 0.5) < 5.0
+
+
+LISTED = ("candidate", "kind", "star", "x", "y", "ra", "dec", "significance", "n_epochs",
+          "best_frame", "flux", "error", "in_stack")  # fmt: skip
+
+
+def candidates_shown(candidates: list[dict[str, object]]) -> list[list[str]]:
+    """Heads and rows of the list of candidates on a page of these alone."""
+    content = Content(
+        title="a run", rows=(), stars=0, fwhm=3.0, settings=Settings(), findings=(),
+        candidates=tuple(candidates), reference="data:,", reference_shape=(96, 100), season="",
+        scatter=None, photon_limit=False, kernels=(),
+        variables=(VariableCard(1, candidates[0], None, None),),
+    )  # fmt: skip
+    table = re.search(r"List of candidates.*?</table>", page_of(content), re.S)[0]
+    return [re.findall(r"<t[hd][^>]*>([^<]*)</t", row) for row in re.findall(r"<tr.*?</tr>", table)]
+
+
+def test_the_list_of_candidates_has_their_numbers_and_places() -> None:
+    names = dict.fromkeys(LISTED)
+    one = names | {"candidate": 1, "kind": "variable star", "star": 17, "x": 3.0, "y": 4.0}
+    one |= {"significance": 9.0, "n_epochs": 2, "flux": 1.0, "error": 0.1}
+    two = one | {"candidate": 2, "ra": 273.87123456, "dec": -25.28512344}
+    heads, first = candidates_shown([one])
+    assert heads[:5] == ["number", "kind", "star", "x", "y"]
+    assert first[:5] == ["1", "variable star", "17", "3.00", "4.00"]
+    assert "RA [deg]" not in heads
+    heads, first, second = candidates_shown([one, two])
+    assert heads[5:7] == ["RA [deg]", "Dec [deg]"]
+    assert first[5:7] == ["", ""]
+    assert second[:1] + second[5:7] == ["2", "273.871235", "-25.285123"]
+
+
+def test_a_candidate_is_listed_under_the_number_of_its_light_curve(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    table = re.search(r"List of candidates.*?</table>", text, re.S)[0]
+    rows = re.findall(r"<tr><td[^>]*>([^<]*)</td>", table)
+    assert rows == [str(n) for n in LightCurves(run).candidates["candidate"][:60]]
 
 
 def test_the_same_run_gives_the_same_bytes_and_a_lost_page_is_made_again(run: Path) -> None:

@@ -10,7 +10,6 @@ from scipy.stats import norm
 
 from pytorchdia.changes.candidates import (
     Kind,
-    candidates_table,
     cut_outs,
     merge_detections,
     stack_detections,
@@ -334,16 +333,11 @@ def test_detections_of_a_season_are_merged_named_and_ranked() -> None:
     assert len(doubtful) >= 1
     assert all(np.hypot(c.x - 70, c.y - 20) < 5 for c in doubtful)
     assert len(rest) - len(doubtful) <= 1
-    table = candidates_table(found)
-    assert len(table) == len(found)
-    assert table["star"][0] == 1
-    assert table["star"][1] == -1
 
 
-def test_nothing_found_is_an_empty_list_and_an_empty_table() -> None:
+def test_nothing_found_is_an_empty_list() -> None:
     empty, _ = search(np.zeros(SHAPE))
     assert merge_detections([empty], None, catalogue_of([], []), fwhm=FWHM, shape=SHAPE) == []
-    assert candidates_table([]).colnames == candidates_table(season()).colnames
 
 
 def test_cut_outs_are_windows_padded_with_zeros() -> None:

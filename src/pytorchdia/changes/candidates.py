@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 from scipy.stats import norm
@@ -23,7 +22,6 @@ from .surroundings import part_of_trail_or_halo
 __all__ = [
     "Candidate",
     "Kind",
-    "candidates_table",
     "cut_outs",
     "merge_detections",
     "stack_detections",
@@ -159,28 +157,6 @@ def merge_detections(
         _candidate(pool, group, stars, catalogue, radius, trials) for group in pool.groups(radius)
     ]
     return sorted(made, key=lambda c: (c.kind is Kind.DOUBTFUL, -c.significance))
-
-
-def candidates_table(candidates: Sequence[Candidate]) -> Table:
-    """One row per candidate, in their order."""
-    rows = [
-        {
-            "x": c.x, "y": c.y, "kind": str(c.kind), "star": -1 if c.star is None else c.star,
-            "separation": c.separation, "significance": c.significance,
-            "false_alarms": c.false_alarms, "n_epochs": len(c.epochs),
-            "best_epoch": -1 if c.best_epoch is None else c.best_epoch,
-            "flux": c.flux, "error": c.error, "in_stack": c.in_stack, "flags": c.flags,
-        }
-        for c in candidates
-    ]  # fmt: skip
-    return Table(rows=rows) if rows else Table(names=_COLUMNS, dtype=_DTYPES)
-
-
-_COLUMNS = (
-    "x", "y", "kind", "star", "separation", "significance", "false_alarms", "n_epochs",
-    "best_epoch", "flux", "error", "in_stack", "flags",
-)  # fmt: skip
-_DTYPES = ("f8", "f8", "U13", "i8", "f8", "f8", "f8", "i8", "i8", "f8", "f8", "?", "i8")
 
 
 def cut_outs(

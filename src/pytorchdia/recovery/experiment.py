@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from ..errors import InputError
 from ..experiments.tables import write_rows, write_text
 from ..run.init import init_config
 from ..run.pipeline import Progress
 from ..run.reduce import reduce
-from ..simulate.season import Season, write_season
+from ..simulate.season import Season, read_truth, write_season
 from .compare import ZERO_POINT, Recovery, recover
 
 __all__ = ["run_season_experiment"]
@@ -26,7 +27,8 @@ def run_season_experiment(
 ) -> Recovery:
     """Simulate a season, reduce it, and write ``season.md`` and the tables behind it.
 
-    What is there already, frames or pieces of work, is not made again.
+    What is there already, frames or pieces of work, is not made again. Frames beyond ``frames``
+    that are there take part too.
 
     Parameters
     ----------
@@ -42,10 +44,12 @@ def run_season_experiment(
     ------
     InputError
         The folder holds another season.
+    ReadError
+        It holds frames without their truth.
     WriteError
         It cannot be written.
     """
-    _simulate(folder, season, frames, progress)
+    frames = _simulate(folder, season, frames, progress)
     config = folder / "frames" / "config.toml"
     if not config.exists():
         init_config(folder / "frames")
@@ -57,8 +61,11 @@ def run_season_experiment(
     return found
 
 
-def _simulate(folder: Path, season: Season, frames: int, progress: Progress | None) -> None:
+def _simulate(folder: Path, season: Season, frames: int, progress: Progress | None) -> int:
+    """Write the frames that are missing; the number of those that are there then."""
     there = len(list((folder / "frames").glob("season_[0-9]*.fits")))
+    if there:
+        _require_same_season(folder, season)
     if there < frames:
         tell: Callable[[int, int], None] | None = None
         if progress is not None:
@@ -68,6 +75,22 @@ def _simulate(folder: Path, season: Season, frames: int, progress: Progress | No
                 report("simulate", done, total)
 
         write_season(season, folder, frames, first=there, overwrite=there > 0, progress=tell)
+    return max(there, frames)
+
+
+def _require_same_season(folder: Path, season: Season) -> None:
+    both = (read_truth(folder).season, season)
+    found, wanted = (replace(each, troubles=each.troubles or None) for each in both)
+    others = [
+        f"{f.name} {getattr(found, f.name)} there, {getattr(wanted, f.name)} asked for"
+        for f in fields(Season)
+        if getattr(found, f.name) != getattr(wanted, f.name)
+    ]
+    if others:
+        raise InputError(
+            f"{folder} holds another season ({'; '.join(others)}); give the same settings, or "
+            "another folder."
+        )
 
 
 def page_of(found: Recovery, season: Season, frames: int) -> str:

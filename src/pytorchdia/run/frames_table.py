@@ -46,8 +46,8 @@ class FrameRow:
     scale, scale_error, reduced_chi_square : float or None
         Of the subtraction.
     stars_measured, detections : int or None
-    findings : int
-        Number of warnings.
+    warnings : int
+        Number of findings of that level.
     """
 
     name: str

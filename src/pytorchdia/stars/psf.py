@@ -21,7 +21,7 @@ from ..errors import Finding, InputError
 from ..metrics import FWHM_PER_SIGMA
 from .positions import as_positions
 
-__all__ = ["PSF", "PSFModel", "RegionalPSF", "gaussian_psf", "moffat_psf"]
+__all__ = ["PSF", "PSFModel", "RegionalPSF", "gaussian_psf"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -209,17 +209,6 @@ def gaussian_psf(fwhm: float, findings: tuple[Finding, ...] = ()) -> PSFModel:
         return values
 
     return tabulated(profile, fwhm, 2.5, findings)
-
-
-def moffat_psf(fwhm: float, beta: float = 3.0, findings: tuple[Finding, ...] = ()) -> PSFModel:
-    """A round Moffat profile of a given width [pixels] and slope of the wings."""
-    alpha = fwhm / (2.0 * math.sqrt(2.0 ** (1.0 / beta) - 1.0))
-
-    def profile(dx: FloatArray, dy: FloatArray) -> FloatArray:
-        values: FloatArray = (1.0 + (dx**2 + dy**2) / alpha**2) ** -beta
-        return values
-
-    return tabulated(profile, fwhm, 4.0, findings)
 
 
 def tabulated(

@@ -26,6 +26,12 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("shift_y", "shift y [pix]", ".2f"), ("reduced_chi_square", "chi²/dof", ".2f"),
     ("detections", "sources", "d"), ("warnings", "warnings", "d"),
 )  # fmt: skip
+_LISTED: tuple[tuple[str, str, str], ...] = (  # of a candidate
+    ("candidate", "number", "d"), ("kind", "kind", ""), ("star", "star", "d"), ("x", "x", ".2f"),
+    ("y", "y", ".2f"), ("ra", "RA [deg]", ".6f"), ("dec", "Dec [deg]", "+.6f"),
+    ("significance", "significance", ".5g"), ("n_epochs", "epochs", "d"),
+    ("best_frame", "best frame", ""), ("flux", "flux", ".5g"), ("error", "error", ".5g"),
+)  # fmt: skip
 _MOST_LISTED = 60  # candidates
 _MOST_NAMES = 6  # frames named with a finding
 
@@ -151,9 +157,10 @@ def _variables(content: Content) -> str:
     blink = '<p><button type="button" id="blink-all" aria-pressed="false">Blink all</button></p>\n'
     cards = "\n".join(_card(card) for card in content.variables)
     n, listed = len(content.candidates), content.candidates[:_MOST_LISTED]
-    names = ("kind", "star", "x", "y", "significance", "n_epochs", "best_frame", "flux", "error")
-    rows = [[_cell(c[name], ".5g") for name in names] for c in listed]
-    heads = ("kind", "star", "x", "y", "significance", "epochs", "best frame", "flux", "error")
+    world = any(c["ra"] is not None for c in listed)
+    columns = [column for column in _LISTED if world or column[0] not in ("ra", "dec")]
+    rows = [[_cell(c[name], form) for name, _, form in columns] for c in listed]
+    heads = [head for _, head, _ in columns]
     return (
         f"{failed}{blink}{cards}\n"
         f"<details><summary>List of candidates: {len(listed)} of {n}</summary>"
