@@ -543,3 +543,30 @@ def test_negative_standard_deviations_mark_missing_data():
     frame = dia.as_frame(CCDData(WHOLE, unit="adu", uncertainty=StdDevUncertainty(sigma)))
     assert (frame.flags.numpy()[:2] == int(Flag.BAD_VARIANCE)).all()
     assert (frame.variance.numpy()[2:] == 9.0).all()
+
+
+def test_a_mask_before_the_image_is_not_the_image():
+    data = np.arange(30.0, dtype=np.float32).reshape(5, 6)
+    bad = np.zeros((5, 6), np.uint8)
+    bad[2, 3] = 1
+    hdus = fits.HDUList(
+        [fits.PrimaryHDU(), fits.ImageHDU(bad, name="BPM"), fits.ImageHDU(data, name="SCI")]
+    )
+    frame = dia.as_frame(hdus)
+    np.testing.assert_array_equal(frame.data[~frame.mask], data[bad == 0])
+    assert int(frame.mask.sum()) == 1
+    alone = dia.as_frame(fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(data, name="MASK")]))
+    np.testing.assert_array_equal(alone.data, data)
+
+
+def test_planes_may_have_axes_of_length_one_as_their_image_has():
+    data, bad = np.ones((1, 5, 6), np.float32), np.zeros((1, 5, 6), np.uint8)
+    bad[0, 1, 2] = 1
+    hdus = fits.HDUList([
+        fits.PrimaryHDU(data), fits.ImageHDU(bad, name="MASK"),
+        fits.ImageHDU(4 * data, name="VAR"),
+    ])  # fmt: skip
+    frame = dia.as_frame(hdus, saturation=np.inf)
+    assert [f.code for f in frame.findings] == ["file-mask", "file-variance"]
+    assert np.argwhere(frame.mask.numpy()).tolist() == [[1, 2]]
+    assert float(frame.variance[0, 0]) == 4.0

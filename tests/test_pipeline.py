@@ -248,7 +248,9 @@ def test_without_candidates_nothing_is_followed_and_the_report_says_so(
     work = to_do(reduce(season / "config.toml"))
     assert work == {**dict.fromkeys(STEPS, 0), "variables": 1, "report": 1}
     assert not list((season / "run" / "followed").glob("*.parquet"))
-    assert "No variable or new source was found" in (season / "run" / "report.html").read_text()
+    page = (season / "run" / "report.html").read_text()
+    assert "The search for variables is not complete." in page
+    assert "No variable or new source was found" not in page
 
 
 def test_a_frame_that_is_added_and_taken_away_again(season: Path) -> None:

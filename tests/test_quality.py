@@ -220,3 +220,8 @@ def test_no_good_frame_is_an_error_with_the_reasons(season):
         choose_reference_frames(none)
     with pytest.raises(InputError, match="no frames"):
         choose_reference_frames([])
+
+
+def test_frames_without_one_pixel_are_no_twins():
+    empty = [measured(np.full(SHAPE, value)) for value in (np.nan, np.nan)]
+    assert [g.reason.split(" of ")[0] for g in grade(empty)] == ["All pixels"] * 2

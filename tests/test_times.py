@@ -137,6 +137,8 @@ def test_a_bjd_in_the_header_is_taken_as_it_is():
     when = observation_time(Frame(blank.data, blank.flags, meta=header))
     assert when.bjd_tdb == pytest.approx(2456507.2, abs=1e-9)
     assert when.scale == "tdb bary"
+    sun = observation_time(frame(HJD=2456507.2, TIMESYS="TDB"))
+    assert (sun.scale, sun.bjd_tdb) == ("tdb bary", None)
 
 
 @pytest.mark.parametrize(

@@ -308,10 +308,10 @@ def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
     names = [h.name or "unnamed" for h in hdus]
     listing = ", ".join(f"{i}: {names[i]} {sizes[i]}" for i in range(len(hdus)))
     if hdu is None:
-        for i, h in enumerate(hdus):
-            if h.is_image and len([n for n in h.shape if n > 1]) >= 2:
-                return i
-        raise ReadError(f"{name} has no image in any HDU ({listing}).")
+        images = [i for i, h in enumerate(hdus) if h.is_image and len(_shape(h)) >= 2]
+        if not images:
+            raise ReadError(f"{name} has no image in any HDU ({listing}).")
+        return next((i for i in images if _name(hdus[i]) not in _PLANE_NAMES), images[0])
     named = re.fullmatch(r"(.+),\s*(\d+)", hdu) if isinstance(hdu, str) else None
     try:
         index = hdus.index_of((named[1].strip(), int(named[2])) if named else hdu)
@@ -373,6 +373,11 @@ def _name(hdu: Any) -> str:
     return str(hdu.name or "").upper()
 
 
+def _shape(hdu: Any) -> tuple[int, ...]:
+    """Of an image, without its axes of length one."""
+    return tuple(n for n in hdu.shape or () if n > 1)
+
+
 def _of_its_kind(frame: Frame, hdus: fits.HDUList, index: int) -> list[Any]:
     """The other images of the same shape and EXTVER: another EXTVER is another chip's."""
     return [
@@ -380,7 +385,7 @@ def _of_its_kind(frame: Frame, hdus: fits.HDUList, index: int) -> list[Any]:
         for i, other in enumerate(hdus)
         if i != index
         and other.is_image
-        and tuple(other.shape or ()) == frame.shape
+        and _shape(other) == frame.shape
         and other.ver == hdus[index].ver
     ]
 
@@ -391,14 +396,14 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
     for other in _of_its_kind(frame, hdus, index):
         name = _name(other)
         if name in _MASK_NAMES:
-            mask = torch.from_numpy(np.asarray(other.data) != 0)
+            mask = torch.from_numpy(np.asarray(other.data).reshape(frame.shape) != 0)
             frame = frame.flagged(mask, Flag.MASKED)
             findings.append(Finding("file-mask", f"Used the {name} image of {frame.name}."))
         elif name in _VARIANCE_NAMES or name in _SIGMA_NAMES:
             power = 1 if name in _VARIANCE_NAMES else 2
             if name == "UNCERT":
                 power = _POWER_OF_UTYPE.get(other.header.get("UTYPE"), 2)
-            values = _numbers(other.data, name)
+            values = _numbers(other.data, name).reshape(frame.shape)
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 # A sigma of -1 marks "no data"; squared it would look like an error.
                 variance = values if power == 1 else np.where(values > 0, values, np.nan) ** power

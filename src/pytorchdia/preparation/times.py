@@ -55,6 +55,7 @@ TIMES: tuple[TimeKeyword, ...] = (
 _SCALES = {"": "utc", "utc": "utc", "ut": "utc", "gmt": "utc", "tai": "tai", "iat": "tai",
            "tt": "tt", "tdt": "tt", "et": "tt", "tdb": "tdb", "tcb": "tcb", "tcg": "tcg",
            "ut1": "ut1"}  # fmt: skip
+_HELIOCENTRIC = ("HJD", "JD-HELIO")
 _SLASHES = re.compile(r"\d{4}/\d\d/\d\d")  # a date as some write it; dd/mm/yy is of 1900 to 1999
 _ISO_UTC = re.compile(r"([Zz]|[+-]00:?00)$")
 _FAR = 5.0  # degrees between WCS and header: more than a field of view and precession
@@ -116,7 +117,8 @@ def observation_time(frame: Frame, keywords: Keywords = Keywords()) -> Observati
     scale = _scale(keyword, header, frame, findings)
     mjd = _to_middle(mjd, keyword, frame, findings)
     if keyword.barycentric:
-        bjd = mjd + 2400000.5 if scale == "tdb" else None
+        at_the_sun = keyword.keyword in _HELIOCENTRIC  # up to 4 s off
+        bjd = mjd + 2400000.5 if scale == "tdb" and not at_the_sun else None
         return ObservationTime(mjd, f"{scale} bary", name, bjd, tuple(findings))
     where, doubts = _direction(frame)
     bjd = None if where is None else _bjd(mjd, scale, frame, where)
