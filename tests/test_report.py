@@ -153,8 +153,8 @@ def candidates_shown(candidates: list[dict[str, object]]) -> list[list[str]]:
     """Heads and rows of the list of candidates on a page of these alone."""
     content = Content(
         title="a run", rows=(), stars=0, fwhm=3.0, settings=Settings(), findings=(),
-        candidates=tuple(candidates), reference="data:,", reference_shape=(96, 100), season="",
-        scatter=None, photon_limit=False, kernels=(),
+        candidates=tuple(candidates), troubles=(), reference="data:,", reference_shape=(96, 100),
+        season="", scatter=None, photon_limit=False, kernels=(),
         variables=(VariableCard(1, candidates[0], None, None),),
     )  # fmt: skip
     table = re.search(r"List of candidates.*?</table>", page_of(content), re.S)[0]
