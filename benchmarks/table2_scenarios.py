@@ -137,9 +137,12 @@ Rows = list[dict[str, Any]]
 
 
 def of(rows: Rows, scenario: str, method: str, regime: int) -> dict[str, Any]:
-    """One row; the frame in the name of a folder of ``real-frame`` does not count."""
-    key = (scenario, method, regime)
-    same = (r for r in rows if (r["scenario"].split("-AK")[0], r["method"], r["regime"]) == key)
+    """One row; a folder of ``real-frame`` has the name of the frame behind it."""
+    same = (
+        r for r in rows
+        if (r["method"], r["regime"]) == (method, regime)
+        and (r["scenario"] == scenario or r["scenario"].startswith(f"{scenario}-"))
+    )  # fmt: skip
     return next(same, {})
 
 

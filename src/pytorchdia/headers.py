@@ -312,7 +312,7 @@ def per_second(unit: str) -> bool:
 def _kind_of_unit(unit: str) -> str:
     """One of adu, electron, adu/s, electron/s or other; no unit counts as ADU."""
     base = _PER_SECOND.sub("", unit).strip().lower()
-    rate = "/s" if base != unit.strip().lower() else ""
+    rate = "/s" if per_second(unit) else ""
     if base in _ELECTRONS:
         return "electron" + rate
     return "adu" + rate if base in _COUNTS else "other"

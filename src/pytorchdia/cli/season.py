@@ -210,8 +210,7 @@ def _show_summary(summary: RunSummary) -> None:
                 text = escape(f"{row.name} ({row.step}): {row.reason}")
                 stderr.print(f"[{colour}]{status}[/] {text}", soft_wrap=True, highlight=False)
     for state in summary.troubles:
-        log = summary.run / "log.txt"
-        text = escape(f"{state.step} {state.name}: {state.reason} {log} has more.")
+        text = escape(f"{state.trouble} {summary.run / 'log.txt'} has more.")
         stderr.print(f"[red]failed[/] {text}", soft_wrap=True, highlight=False)
     counts = {
         s: sum(row.status == s for row in summary.rows) for s in ("done", "rejected", "failed")

@@ -253,7 +253,35 @@ def _average(
     data = torch.zeros(shape, dtype=torch.float64)
     variance = torch.ones(shape, dtype=torch.float64)
     flags = torch.zeros(shape, dtype=torch.int16)
-    median, rejected = np.zeros(shape), np.zeros((len(frames), *shape), dtype=bool)
+    median, rejected = _median_and_outliers(frames, scalings, noises, fwhm is not None)
+    if fwhm is not None:
+        for each in zip(frames, scalings, weights, rejected, strict=True):
+            _keep_changed_stars(*each, median, fwhm)
+    for rows in strips(shape[0], 128):
+        cut = [_cut(f, rows) for f in frames]
+        values, good = _scaled(cut, scalings)
+        variances = _variances(cut, scalings, noises, median[rows])
+        weight = weights[:, None, None] * (good & ~rejected[:, rows])
+        total = weight.sum(axis=0)
+        covered = total > 0
+        safe = np.where(covered, total, 1.0)
+        mean = (weight * values).sum(axis=0) / safe + scalings[0].first_sky
+        spread = (weight**2 * variances).sum(axis=0) / safe**2
+        data[rows] = torch.from_numpy(np.where(covered, mean, cut[0].data.double().numpy()))
+        variance[rows] = torch.from_numpy(np.where(covered, spread, 1.0))
+        flags[rows] = _flags_left(cut, covered)
+    return data, variance, flags, int(rejected.sum())
+
+
+def _median_and_outliers(
+    frames: Sequence[Frame],
+    scalings: Sequence[Scaling],
+    noises: Sequence[NoiseModel],
+    reject: bool,
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Median of the frames, (h, w), and their outliers, (n, h, w): none without ``reject``."""
+    shape = frames[0].shape
+    median, outlying = np.zeros(shape), np.zeros((len(frames), *shape), dtype=bool)
     for rows in strips(shape[0], 128):
         top, bottom = max(rows.start - 1, 0), min(rows.stop + 1, shape[0])
         inner = slice(rows.start - top, rows.stop - top)
@@ -261,31 +289,24 @@ def _average(
         values, good = _scaled(cut, scalings)
         middle = np.nan_to_num(lower_median(values, good))
         median[rows] = middle[inner]
-        if fwhm is not None:
+        if reject:
             variances = _variances(cut, scalings, noises, middle)
-            rejected[:, rows] = beyond_the_limit(values, variances, middle, good)[:, inner]
-    if fwhm is not None:
-        for outlying, frame, scaling, weight in zip(
-            rejected, frames, scalings, weights, strict=True
-        ):
-            if outlying.any():
-                excess = np.where(frame.mask.numpy(), 0.0, _on_scale(frame, scaling) - median)
-                sigma = 1.0 / math.sqrt(weight)
-                outlying &= ~changed_stars(outlying, excess, median, sigma, fwhm)
-    for rows in strips(shape[0], 128):
-        cut = [_cut(f, rows) for f in frames]
-        values, good = _scaled(cut, scalings)
-        variances = _variances(cut, scalings, noises, median[rows])
-        weight_of = weights[:, None, None] * (good & ~rejected[:, rows])
-        total = weight_of.sum(axis=0)
-        covered = total > 0
-        safe = np.where(covered, total, 1.0)
-        mean = (weight_of * values).sum(axis=0) / safe + scalings[0].first_sky
-        spread = (weight_of**2 * variances).sum(axis=0) / safe**2
-        data[rows] = torch.from_numpy(np.where(covered, mean, cut[0].data.double().numpy()))
-        variance[rows] = torch.from_numpy(np.where(covered, spread, 1.0))
-        flags[rows] = _flags_left(cut, covered)
-    return data, variance, flags, int(rejected.sum())
+            outlying[:, rows] = beyond_the_limit(values, variances, middle, good)[:, inner]
+    return median, outlying
+
+
+def _keep_changed_stars(
+    frame: Frame,
+    scaling: Scaling,
+    weight: float,
+    outlying: NDArray[np.bool_],
+    median: FloatArray,
+    fwhm: float,
+) -> None:
+    """Take the stars that have changed out of the outliers of a frame, in place."""
+    if outlying.any():
+        excess = np.where(frame.mask.numpy(), 0.0, _on_scale(frame, scaling) - median)
+        outlying &= ~changed_stars(outlying, excess, median, 1.0 / math.sqrt(weight), fwhm)
 
 
 def _on_scale(frame: Frame, scaling: Scaling) -> FloatArray:

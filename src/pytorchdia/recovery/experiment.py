@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import InputError
 from ..experiments.tables import write_rows, write_text
 from ..run.init import init_config
 from ..run.pipeline import Progress
 from ..run.reduce import reduce
-from ..simulate.season import Season, read_truth, write_season
+from ..simulate.season import Season, read_truth, require_same_season, write_season
 from .compare import ZERO_POINT, Recovery, recover
 
 __all__ = ["run_season_experiment"]
@@ -65,7 +64,7 @@ def _simulate(folder: Path, season: Season, frames: int, progress: Progress | No
     """Write the frames that are missing; the number of those that are there then."""
     there = len(list((folder / "frames").glob("season_[0-9]*.fits")))
     if there:
-        _require_same_season(folder, season)
+        require_same_season(season, read_truth(folder).stars.meta["season"], folder)
     if there < frames:
         tell: Callable[[int, int], None] | None = None
         if progress is not None:
@@ -76,21 +75,6 @@ def _simulate(folder: Path, season: Season, frames: int, progress: Progress | No
 
         write_season(season, folder, frames, first=there, overwrite=there > 0, progress=tell)
     return max(there, frames)
-
-
-def _require_same_season(folder: Path, season: Season) -> None:
-    both = (read_truth(folder).season, season)
-    found, wanted = (replace(each, troubles=each.troubles or None) for each in both)
-    others = [
-        f"{f.name} {getattr(found, f.name)} there, {getattr(wanted, f.name)} asked for"
-        for f in fields(Season)
-        if getattr(found, f.name) != getattr(wanted, f.name)
-    ]
-    if others:
-        raise InputError(
-            f"{folder} holds another season ({'; '.join(others)}); give the same settings, or "
-            "another folder."
-        )
 
 
 def page_of(found: Recovery, season: Season, frames: int) -> str:

@@ -168,17 +168,8 @@ class LightCurve:
         return path
 
     def _about(self) -> dict[str, float | int | str | None]:
-        names = (
-            "candidate",
-            "star",
-            "name",
-            "x",
-            "y",
-            "ra",
-            "dec",
-            "reference_flux",
-            "reference_error",
-        )
+        names = ("candidate", "star", "name", "x", "y", "ra", "dec", "reference_flux",
+                 "reference_error")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 

@@ -325,7 +325,7 @@ class _Season:
             for name, state in self._states[step].items()
         }
         rows = self._rows()
-        troubles = [f"{state.step} {state.name}: {state.reason}" for state in self._troubles]
+        troubles = [state.trouble for state in self._troubles]
         digest = report_digest(rows, self.settings, self.run, whole, troubles)
         arguments = (rows, self.sources, self.settings, self.run, troubles)
         self._advance("report", [Unit("report", "report", digest, make_report, arguments)])

@@ -21,6 +21,7 @@ from ..measure import measure_seeing
 from ..preparation.combining import combine
 from ..stars.catalogue import Catalogue, catalogue_from_list, find_stars
 from ..stars.photometry import reference_fluxes, refine_positions
+from ..stars.positions import on_sky
 from ..stars.psf import PSFModel
 from ..stars.psf_fit import fit_psf
 from .epoch import EpochDifference
@@ -255,7 +256,7 @@ def _columns(
 
     x, y = (each(axis).astype(np.float64) for axis in "xy")
     world = getattr(reference.wcs, "has_celestial", False) and len(candidates) > 0
-    ra, dec = reference.wcs.all_pix2world(x, y, 0) if world else (math.nan, math.nan)
+    ra, dec = on_sky(reference.wcs, x, y) if world else (math.nan, math.nan)
     plain = ("star", "separation", "significance", "false_alarms", "flux", "error", "in_stack",
              "flags")  # fmt: skip
     return {

@@ -125,6 +125,11 @@ class State:
     seconds: float = field(default=0.0, compare=False)
 
     @property
+    def trouble(self) -> str:
+        """What failed, and why."""
+        return f"{self.step} {self.name}: {self.reason}"
+
+    @property
     def content(self) -> str:
         """SHA-256 of all that was made: what a later step depends on."""
         return digest_of({"products": dict(self.products), "values": dict(self.values)})

@@ -2,7 +2,14 @@
 
 from .epochs import Epoch, Trouble
 from .field import Field, Variable
-from .files import as_hdus, frame_name, frame_number, truth_tables, write_season
+from .files import (
+    as_hdus,
+    frame_name,
+    frame_number,
+    require_same_season,
+    truth_tables,
+    write_season,
+)
 from .model import START, Season, SeasonFrame
 from .truth import Truth, read_truth
 
@@ -19,6 +26,7 @@ __all__ = [
     "frame_name",
     "frame_number",
     "read_truth",
+    "require_same_season",
     "truth_tables",
     "write_season",
 ]

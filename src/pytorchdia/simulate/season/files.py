@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -15,7 +15,14 @@ from ...errors import InputError, WriteError
 from ...product import check_writable, replacing
 from .model import START, Season, SeasonFrame
 
-__all__ = ["as_hdus", "frame_name", "frame_number", "truth_tables", "write_season"]
+__all__ = [
+    "as_hdus",
+    "frame_name",
+    "frame_number",
+    "require_same_season",
+    "truth_tables",
+    "write_season",
+]
 
 _TABLES = ("stars", "frames", "light_curves")
 
@@ -169,7 +176,7 @@ def write_season(
     tables = {name: folder / "truth" / f"{name}.ecsv" for name in _TABLES}
     _make_folders(folder)
     if first:
-        _require_same_season(season, tables["stars"])
+        require_same_season(season, _begun_with(tables["stars"]), folder)
     for path in (*paths.values(), *(() if first else tables.values())):
         check_writable(path, overwrite)
     for name, table in truth_tables(season, n_frames).items():
@@ -196,21 +203,43 @@ def _make_folders(folder: Path) -> None:
             ) from error
 
 
-def _require_same_season(season: Season, path: Path) -> None:
-    """A season is continued with the settings that it was begun with."""
+def _begun_with(path: Path) -> Mapping[str, object]:
+    """The settings of the season whose truth is in a table."""
     try:
-        found = Table.read(path, format="ascii.ecsv").meta.get("season")
+        return Table.read(path, format="ascii.ecsv").meta.get("season") or {}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path.parent.parent} holds no season to continue: {path} cannot be read."
         ) from error
+
+
+def require_same_season(season: Season, found: Mapping[str, object], folder: Path) -> None:
+    """A season is continued with the settings that it was begun with.
+
+    Parameters
+    ----------
+    season : Season
+    found : Mapping
+        Settings of the one in ``folder``, as they are in the metadata of its tables.
+    folder : Path
+
+    Raises
+    ------
+    InputError
+        They are others.
+    """
     wanted = _settings(season)
-    if found != wanted:
-        names = [name for name in wanted if (found or {}).get(name) != wanted[name]]
+    names = [name for name in wanted if found.get(name) != wanted[name]]
+    if names:
+        each = (f"{n} {_shown(found.get(n))} there, {_shown(wanted[n])} asked for" for n in names)
         raise InputError(
-            f"The season in {path.parent.parent} was made with other settings "
-            f"({', '.join(names)}); give the same ones, or write to another folder."
+            f"The season in {folder} was made with other settings ({', '.join(names)}): "
+            f"{'; '.join(each)}. Give the same ones, or write to another folder."
         )
+
+
+def _shown(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _settings(season: Season) -> dict[str, object]:
