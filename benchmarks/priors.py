@@ -18,7 +18,7 @@ from harness import NOISE, options, record, show
 from numpy.typing import NDArray
 from oracle import medians, oracle
 
-from pytorchdia import DeltaKernel, GaussianProcessPrior, subtract
+from pytorchdia import DeltaKernel, FixedVariance, GaussianProcessPrior, subtract
 from pytorchdia.simulate import SimulatedPair, odd_kernels, simulate_with_kernel
 
 
@@ -67,8 +67,9 @@ def measure(name: str, kernel: NDArray[np.float64], size: int, seeds: int) -> di
         numbers = {"floor": float((pair.reference_sigma**2).mean() * (kernel**2).sum())}
         for how, penalty in (("plain", None), ("prior", GaussianProcessPrior())):
             r = subtract(
-                pair.target, pair.reference, kernel=DeltaKernel(size), noise=NOISE, penalty=penalty
-            )
+                pair.target, pair.reference, kernel=DeltaKernel(size), noise=NOISE,
+                reference_noise=FixedVariance(pair.reference_sigma**2), penalty=penalty,
+            )  # fmt: skip
             use = ~r.mask
             numbers[f"mse_{how}"] = float(((r.model - pair.target_noiseless)[use] ** 2).mean())
             numbers[f"pull_{how}"] = (r.scale - kernel.sum()) / r.scale_error

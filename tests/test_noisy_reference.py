@@ -26,6 +26,8 @@ from pytorchdia.prior import Component, Posterior
 from pytorchdia.regularise import _Quadratic, attenuation
 from pytorchdia.simulate import odd_kernels, simulate_pair, simulate_with_kernel
 
+from .test_influence import change_of_score
+
 NOISE = CCDNoise(5.0)
 OF_REFERENCE = CCDNoise(5.0 * 10**-0.5, gain=10.0)  # a tenth of the variance, as in eq 22
 PRIOR = GaussianProcessPrior(
@@ -141,7 +143,9 @@ def test_kernel_and_errors_are_those_of_the_dense_posterior(solver):
     peak = r.kernel.max()
     np.testing.assert_allclose(r.kernel.ravel(), (true @ best)[:-1], atol=1e-5 * peak)
     np.testing.assert_allclose(r.model[~r.mask], o.model.mv(shown @ best)[o.use], rtol=1e-6)
-    dense = true @ torch.linalg.inv(matrix) @ true.T
+    moved = torch.linalg.solve(matrix, shown.T @ change_of_score(o, shown @ best).T)
+    moved = moved * torch.from_numpy(pair.reference_sigma).reshape(-1)
+    dense = true @ (torch.linalg.inv(matrix) + moved @ moved.T) @ true.T
     np.testing.assert_allclose(r.covariance, dense, rtol=1e-5, atol=1e-6 * float(dense.max()))
     assert r.scale == pytest.approx(r.kernel.sum())
     assert r.scale_error == pytest.approx(float(dense[:-1, :-1].sum().sqrt()), rel=1e-5)

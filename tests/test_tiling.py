@@ -16,7 +16,7 @@ from pytorchdia.tiling import Cut, Tiling
 def many_small_tiles(monkeypatch):
     monkeypatch.setattr(tiling, "_SHORTEST", 12)
     monkeypatch.setattr(tiling, "_LONGEST", 24)
-    monkeypatch.setattr("pytorchdia.correlate._CHUNK", {"cpu": 5 * 16 * 16})
+    monkeypatch.setattr("pytorchdia.correlate.elements_at_a_time", lambda _: 5 * 16 * 16)
 
 
 SHAPES = st.tuples(st.integers(9, 70), st.integers(9, 70))

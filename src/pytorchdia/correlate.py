@@ -16,11 +16,12 @@ from torch import Tensor
 
 from .tiling import Tiling
 
-__all__ = ["Correlator"]
+__all__ = ["Correlator", "elements_at_a_time"]
 
-# Pixels that are transformed at a time: on a CPU what its caches hold, elsewhere enough to fill it.
-_CHUNK = {"cpu": 2**18}
-_CHUNK_ELSEWHERE = 2**25
+
+def elements_at_a_time(device: torch.device) -> int:
+    """Pixels to transform at a time: on a CPU what its caches hold, elsewhere enough to fill it."""
+    return 2**18 if device.type == "cpu" else 2**25
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class Correlator:
     def chunks(self) -> list[slice]:
         """The tiles in runs that are worked on together."""
         device = self.image.device if self.device is None else self.device
-        budget = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
-        return self.tiling.chunks(budget)
+        return self.tiling.chunks(elements_at_a_time(device))
 
     def kernel_spectrum(self, kernel: Tensor) -> Tensor:
         """The transform of a kernel (..., ky, kx) as :meth:`forward` needs it."""

@@ -1,4 +1,7 @@
-"""Uncertainties from the observed Fisher information (eq 15-17, section 2.5)."""
+"""Uncertainties from the observed Fisher information (eq 15-17, section 2.5).
+
+Where the noise of the reference is known, what it does to the fit is added (:mod:`.influence`).
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .arrays import Matrix, Params, Tiled
+from .arrays import Image, Matrix, Params, Tiled
 from .errors import Finding
+from .influence import ReferenceInfluence
 from .linalg import Factor, cholesky, factorise
 from .objective import Objective
-from .solvers import System
+from .solvers import Solution, System
 from .solvers.conjugate_gradients import conjugate_gradients
 
 __all__ = [
@@ -39,7 +43,8 @@ class Uncertainty:
     background : tuple of float
         Errors of the background coefficients [ADU].
     covariance : Matrix or None
-        Sigma of eq 16, (p, p), float64; None if it was not asked for.
+        Sigma of eq 16, (p, p), float64, with what the noise of the reference adds to it; None if
+        it was not asked for.
     findings : tuple of Finding
     known : bool
         False if no errors were asked for; those above are then infinite.
@@ -73,7 +78,11 @@ def _curvature(objective: Objective, theta: Params) -> Tiled:
 
 
 def uncertainty(
-    objective: Objective, theta: Params, full: bool = True, system: System | None = None
+    objective: Objective,
+    theta: Params,
+    full: bool = True,
+    system: System | None = None,
+    reference_variance: Image | None = None,
 ) -> Uncertainty:
     """Errors from the inverse of the Fisher information (eq 16, 17).
 
@@ -88,25 +97,35 @@ def uncertainty(
         frames. Where that fails the matrix is computed after all.
     system : System, optional
         What the solver knows of the Hessian at ``theta``, to save its computation.
+    reference_variance : Image, optional
+        sigma_R^2 [ADU^2], (h, w), 0 where it has no part; None if the reference has no noise.
     """
+    influence = None
+    if reference_variance is not None:
+        influence = ReferenceInfluence.of(objective, theta, reference_variance)
     if not full:
-        quick = _without_matrix(objective, theta, system)
+        quick = _without_matrix(objective, theta, system, influence)
         if quick is not None:
             return quick
-    covariance, findings = _invert(_information(objective, theta, system))
+    information, dtype = _information(objective, theta, system)
+    covariance, findings = _invert(information)
+    if influence is not None:
+        covariance = covariance + covariance @ influence.matrix(dtype) @ covariance
     scale, *background = (_error(float(g @ covariance @ g)) for g in _gradients(objective))
     return Uncertainty(scale, tuple(background), covariance if full else None, findings)
 
 
-def _information(objective: Objective, theta: Params, system: System | None) -> Matrix:
-    """The matrix, by products in the dtype of the objective where that is good enough."""
+def _information(
+    objective: Objective, theta: Params, system: System | None
+) -> tuple[Matrix, torch.dtype]:
+    """The matrix, and the dtype of its products: that of the objective if it is good enough."""
     curvature = _curvature(objective, theta) if system is None else system.curvature
     if objective.dtype != torch.float64:
         information = objective.hessian(curvature)
         _, good = cholesky(information, _LEAST_PIVOT)
         if bool(good):
-            return information
-    return objective.hessian(curvature, torch.float64)
+            return information, objective.dtype
+    return objective.hessian(curvature, torch.float64), torch.float64
 
 
 def _error(variance: float) -> float:
@@ -143,23 +162,28 @@ def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
 
 
 def uncertainties_of_stack(
-    objective: Objective, systems: list[System | None]
+    objective: Objective, solutions: list[Solution], reference_variance: Image | None = None
 ) -> list[Uncertainty | None]:
     """Errors of P and of the background for each pair of a stack, side by side.
 
-    None for a pair whose solver left no :class:`~pytorchdia.solvers.System`, or whose systems could
-    not be solved: :func:`uncertainty` does what is needed there.
+    ``reference_variance`` is that of :func:`uncertainty` for each pair, (pairs, h, w). None for a
+    pair whose solver left no :class:`~pytorchdia.solvers.System`, or whose systems could not be
+    solved: :func:`uncertainty` does what is needed there.
     """
-    found: list[Uncertainty | None] = [None] * len(systems)
-    rows = [i for i, system in enumerate(systems) if system is not None]
-    usable = [system for system in systems if system is not None]
+    found: list[Uncertainty | None] = [None] * len(solutions)
+    rows = [i for i, solution in enumerate(solutions) if solution.system is not None]
+    usable = [solution.system for solution in solutions if solution.system is not None]
     if len({part.dtype for system in usable for part in system.curvature}) != 1:
         return found
-    some = objective if len(rows) == len(systems) else objective[torch.tensor(rows)]
+    some = objective if len(rows) == len(solutions) else objective[torch.tensor(rows)]
     parts = zip(*(system.curvature for system in usable), strict=True)
     curvature = [torch.stack(part) for part in parts]
     factor = Factor.stack([system.factor for system in usable])
-    variances, solved = _variances(some, System(curvature, factor), len(rows))
+    influence = None
+    if reference_variance is not None:
+        theta = torch.stack([solutions[i].theta for i in rows])
+        influence = ReferenceInfluence.of(some, theta, reference_variance[rows])
+    variances, solved = _variances(some, System(curvature, factor), influence, len(rows))
     for k, i in enumerate(rows):
         if bool(solved[:, k].all()):
             scale, *background = (_error(float(v)) for v in variances[:, k])
@@ -168,7 +192,10 @@ def uncertainties_of_stack(
 
 
 def _without_matrix(
-    objective: Objective, theta: Params, system: System | None
+    objective: Objective,
+    theta: Params,
+    system: System | None,
+    influence: ReferenceInfluence | None,
 ) -> Uncertainty | None:
     """Errors of P and of the background by solving H x = g; None if H is not safely regular."""
     if system is None:
@@ -178,7 +205,7 @@ def _without_matrix(
         if not bool(good):
             return None
         system = System(curvature, factor)
-    variances, solved = _variances(objective, system)
+    variances, solved = _variances(objective, system, influence)
     if not bool(solved.all()):
         return None
     scale, *background = (_error(float(v)) for v in variances)
@@ -186,11 +213,15 @@ def _without_matrix(
 
 
 def _variances(
-    objective: Objective, system: System, pairs: int | None = None
+    objective: Objective,
+    system: System,
+    influence: ReferenceInfluence | None,
+    pairs: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """G' H^-1 g of P and of each background coefficient, and whether it could be solved for.
+    """Variances of P and of each background coefficient, and whether they could be solved for.
 
-    Both are (coefficients,), or (coefficients, pairs) for a stack.
+    They are G' H^-1 G, and x' W x with x = H^-1 G for the noise of the reference. Both results are
+    (coefficients,), or (coefficients, pairs) for a stack.
     """
     gradients = torch.stack(_gradients(objective))
     if pairs is not None and gradients.ndim == 2:
@@ -200,7 +231,10 @@ def _variances(
         gradients, system.factor, _CG_TOL, 200,
         None if pairs is None else partial(objective.subset, system.curvature),
     )  # fmt: skip
-    return (gradients * result.solution).sum(dim=-1), result.solved
+    variances = (gradients * result.solution).sum(dim=-1)
+    if influence is not None:
+        variances = variances + torch.stack([influence.variance_of(x) for x in result.solution])
+    return variances, result.solved
 
 
 def validity_findings(covariance: Matrix) -> tuple[Finding, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .arrays import Kernel
+import torch
+
+from .arrays import Image, Kernel
 from .checks import require_variance, require_variance_at_start
 from .errors import Status
 from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
@@ -34,6 +36,7 @@ class Fits:
     solutions: list[Solution]
     prior: Regularised | None
     solver: Solver
+    reference_variance: ReferenceVariance | None = None
 
     @classmethod
     def of(
@@ -57,7 +60,7 @@ class Fits:
         prior = None
         if isinstance(penalty, KernelPrior):
             prior = regularise(objective, solutions, penalty, solver, on_step, reference_variance)
-        return cls(objective, solutions, prior, solver)
+        return cls(objective, solutions, prior, solver, reference_variance)
 
     @property
     def _final(self) -> tuple[Objective, list[Solution]]:
@@ -74,18 +77,29 @@ class Fits:
         quick: list[Uncertainty | None] = [None] * len(solutions)
         alone = objective.target.ndim == 2
         if not (alone or covariance) and not any(s.clipped is not None for s in solutions):
-            quick = uncertainties_of_stack(objective, [s.system for s in solutions])
+            quick = uncertainties_of_stack(objective, solutions, self._reference_variances())
         found = []
         for i, (solution, errors) in enumerate(zip(solutions, quick, strict=True)):
             one = objective.pair(i)
             if errors is None:
                 errors = uncertainty(
-                    _unclipped(one, solution), solution.theta, covariance, solution.system
-                )
+                    _unclipped(one, solution), solution.theta, covariance, solution.system,
+                    self.reference_variance and self.reference_variance(i),
+                )  # fmt: skip
             if self.prior is not None:
                 errors = uncertainty_in_pixels(one, errors, self.prior.priors[i])
             found.append(errors)
         return found
+
+    def _reference_variances(self) -> Image | None:
+        """sigma_R^2 [ADU^2] of each pair of a stack, (pairs, h, w); None if no noise is known."""
+        if self.reference_variance is None:
+            return None
+        each = [self.reference_variance(i) for i in range(len(self.solutions))]
+        known = [image for image in each if image is not None]
+        if not known:
+            return None
+        return torch.stack([torch.zeros_like(known[0]) if i is None else i for i in each])
 
     def true_kernel(self, i: int) -> Kernel | None:
         """The kernel between the noiseless images, (ky, kx), if :meth:`in_pixels` has another."""

@@ -192,7 +192,7 @@ def _own_cards(result: Subtraction) -> list[tuple[str, Any, str]]:
         ("DIAB0", float(result.background.coefficients[0]), "background B_0"),
         ("DIAB0ERR", float(result.background.errors[0]), "error of B_0"),
         ("DIARBKG", d.reference_background, "level taken off the reference"),
-        ("DIARNOIS", d.reference_noise, "VARIANCE holds the reference's noise"),
+        ("DIARNOIS", d.reference_noise, "VARIANCE, errors hold noise of reference"),
         ("DIANPIX", d.n_pixels, "pixels used by the fit"),
         ("DIANEFF", d.n_effective, "parameters that the data determine"),
         ("DIALOSS", d.loss, "negative ln likelihood (+ penalty)"),

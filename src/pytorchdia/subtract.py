@@ -97,8 +97,8 @@ def subtract(
     mask : array_like, optional
         (h, w), True = ignore this pixel of the target; for a stack also one for each target.
     reference_noise : NoiseModel, optional
-        Noise of the reference, for the variance of the difference and for a KernelPrior, under
-        which kernel and P are those between the noiseless images. None takes the reference's own
+        Noise of the reference, for the variance of the difference, for what it adds to the errors
+        of kernel, P and background, and for a KernelPrior that allows for it. None takes the reference's own
         uncertainty or its header's gain and read noise; if it has neither, the reference counts as
         free of noise.
     reference_background : float, optional
@@ -111,7 +111,7 @@ def subtract(
         P may move by a part of its error. None leaves the start to the solver.
     covariance : bool or None
         False leaves out ``kernel_covariance``, ``covariance`` and their validity tests, which cost
-        more than the fit of a large frame. P and the background keep their errors. None, for a
+        more than the fit of a large frame, above all if the noise of the reference is known. P and the background keep their errors. None, for a
         quick look, leaves out these as well: they are infinite.
     device : str or torch.device
         "auto" takes a CUDA device if there is one.
@@ -343,8 +343,9 @@ def _known_noise(reference: Frame) -> tuple[NoiseModel | None, tuple[Finding, ..
     if reference.variance is None and reference.detector.gain is None:
         finding = Finding(
             "reference-noise-unknown",
-            f"The noise of the reference ({reference.name}) is not known and is not in the "
-            "variance of the difference; give its gain and read noise, or its variance.",
+            f"The noise of the reference ({reference.name}) is not known; neither the variance of "
+            "the difference nor the errors of P and of the kernel hold it. Give its gain and read "
+            "noise, or its variance.",
         )
         return None, (finding,)
     noise, findings = default_noise(reference)

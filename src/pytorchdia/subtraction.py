@@ -77,7 +77,8 @@ class Diagnostics:
     reference_background : float
         Level [ADU] taken off the reference before the fit.
     reference_noise : bool
-        Whether the variance of the difference holds the reference's noise.
+        Whether the variance of the difference and the errors of the parameters hold the
+        reference's noise.
     seconds : float
         Wall time of the fit and its error bars.
     device, dtype : str
@@ -129,7 +130,8 @@ class Subtraction:
     kernel : ndarray
         K_lm, (ky, kx), element ``[n_y + l, n_x + m]`` (eq 2).
     kernel_covariance : ndarray or None
-        Covariance of ``kernel.ravel()``, (ky kx, ky kx) (eq 16); None without ``covariance=True``.
+        Covariance of ``kernel.ravel()``, (ky kx, ky kx): eq 16, and what the noise of the reference
+        adds if it is known; None without ``covariance=True``.
     covariance : ndarray or None
         Covariance of all parameters, kernel first, (p, p).
     scale, scale_error : float

@@ -27,6 +27,7 @@ from ..metrics import (
     mean_squared_error,
     psf_flux,
 )
+from ..noise import FixedVariance
 from ..simulate import Stars, render_gaussian
 from ..subtract import subtract
 from ..subtraction import Subtraction, SubtractionStack
@@ -127,6 +128,7 @@ def _fit(scenario: Scenario, method: Method, cases: list[Case]) -> list[dict[str
             np.stack([case.pair.reference for case in cases]),
             kernel=DeltaKernel(scenario.kernel),
             noise=scenario.noise,
+            reference_noise=FixedVariance(np.stack([c.pair.reference_sigma**2 for c in cases])),
             likelihood=method.likelihood,
             penalty=method.penalty,
             solver=method.solver,

@@ -1,0 +1,149 @@
+"""How the noise of the reference moves the fit: algebra, routes, and coverage."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pytorchdia import (
+    CCDNoise,
+    DeltaKernel,
+    FixedVariance,
+    Gaussian,
+    GaussianProcessPrior,
+    Huber,
+    StudentT,
+    subtract,
+)
+from pytorchdia.background import PolynomialBackground
+from pytorchdia.fisher import fisher_information, uncertainty
+from pytorchdia.influence import ReferenceInfluence
+from pytorchdia.kernel import BasisKernel
+from pytorchdia.simulate import simulate_pair
+from pytorchdia.solvers import Newton
+from pytorchdia.testing import example_objective
+
+NOISE = CCDNoise(5.0)
+
+
+def sigma2_of(objective):
+    shape = objective.model.shape
+    rng = np.random.default_rng(5)
+    return torch.from_numpy(rng.uniform(0.0, 300.0, shape).clip(50.0, None) - 50.0)
+
+
+def change_of_score(objective, theta):
+    """s(p), (pixels of R, p): the derivative of the gradient of the loss, by autograd."""
+    theta = theta.clone().requires_grad_(True)
+
+    def score(reference):
+        o = replace(objective, model=replace(objective.model, reference=reference))
+        (gradient,) = torch.autograd.grad(o.loss(theta), theta, create_graph=True)
+        return gradient
+
+    found = torch.autograd.functional.jacobian(score, objective.model.reference)
+    return found.reshape(len(theta), -1).T
+
+
+@pytest.mark.parametrize("basis", [False, True], ids=["pixels", "basis"])
+@pytest.mark.parametrize("degree", [0, 2])
+@pytest.mark.parametrize("likelihood", [Gaussian(), Huber(), StudentT()], ids=repr)
+def test_change_of_the_score_is_its_derivative_by_the_reference(likelihood, degree, basis):
+    o = example_objective(NOISE, likelihood, background=PolynomialBackground(degree))
+    if basis:
+        phi = torch.from_numpy(np.random.default_rng(8).normal(size=(15, 6)))
+        o = replace(o, model=o.model.with_kernel(BasisKernel((3, 5), phi)))
+    theta, sigma2 = Newton().solve(o).theta, sigma2_of(o)
+    s = change_of_score(o, theta)
+    slow = s.T @ (sigma2.reshape(-1, 1) * s)
+    fast = ReferenceInfluence.of(o, theta, sigma2)
+    matrix = fast.matrix(torch.float64)
+    torch.testing.assert_close(matrix, slow, rtol=1e-8, atol=1e-8 * float(slow.abs().max()))
+    x = torch.from_numpy(np.random.default_rng(9).normal(size=len(theta)))
+    assert float(fast.variance_of(x)) == pytest.approx(float(x @ slow @ x), rel=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (150, 40)])
+def test_frames_of_several_tiles_add_up(shape):
+    o = example_objective(NOISE, Gaussian(), shape)
+    theta, sigma2 = Newton().solve(o).theta, sigma2_of(o)
+    fast = ReferenceInfluence.of(o, theta, sigma2)
+    matrix = fast.matrix(torch.float64)
+    for x in torch.eye(len(theta), dtype=torch.float64)[[0, 7, -1]]:
+        # The two routes cut the frame alike, but only one goes pixel by pixel of the kernel.
+        assert float(fast.variance_of(x)) == pytest.approx(float(x @ matrix @ x), rel=1e-9)
+    low = ReferenceInfluence.of(replace(o, dtype=torch.float32), theta, sigma2)
+    torch.testing.assert_close(
+        low.matrix(torch.float64), matrix, rtol=1e-4, atol=1e-5 * float(matrix.abs().max())
+    )
+
+
+def test_a_quiet_reference_changes_nothing_and_a_noisy_one_adds_to_every_error():
+    o = example_objective(NOISE, Gaussian(), (60, 54))
+    theta, sigma2 = Newton().solve(o).theta, sigma2_of(o)
+    plain = uncertainty(o, theta)
+    quiet = uncertainty(o, theta, reference_variance=torch.zeros_like(sigma2))
+    torch.testing.assert_close(quiet.covariance, plain.covariance)
+    noisy = uncertainty(o, theta, reference_variance=sigma2)
+    inverse = torch.linalg.inv(fisher_information(o, theta))
+    s = change_of_score(o, theta) @ inverse
+    expected = inverse + s.T @ (sigma2.reshape(-1, 1) * s)
+    torch.testing.assert_close(noisy.covariance, expected, rtol=1e-6, atol=1e-12)
+    quick = uncertainty(o, theta, full=False, reference_variance=sigma2)
+    assert quick.scale == pytest.approx(noisy.scale, rel=1e-5)
+    assert quick.background == pytest.approx(noisy.background, rel=1e-5)
+    assert quick.scale > 1.01 * plain.scale
+
+
+def pair_of(seed, shape=(60, 52)):
+    return simulate_pair(seed, shape, phi_r=1.4, phi_k=1.0)
+
+
+@pytest.mark.parametrize("penalty", [None, GaussianProcessPrior()], ids=["plain", "prior"])
+@pytest.mark.parametrize("likelihood", [Gaussian(), StudentT()], ids=repr)
+def test_pairs_of_a_stack_have_the_errors_of_pairs_alone(penalty, likelihood):
+    pairs = [pair_of(seed) for seed in (3, 4, 5)]
+    variances = [k * pair.reference_sigma**2 for k, pair in enumerate(pairs, 1)]
+    options = {
+        "kernel": DeltaKernel((5, 7)), "noise": NOISE, "penalty": penalty,
+        "likelihood": likelihood, "dtype": torch.float64,
+    }  # fmt: skip
+    targets, references = [pair.target for pair in pairs], [pair.reference for pair in pairs]
+    noise = FixedVariance(np.stack(variances))
+    stack = subtract(targets, references, reference_noise=noise, covariance=False, **options)
+    for one, pair, variance in zip(stack, pairs, variances, strict=True):
+        alone, silent = (
+            subtract(pair.target, pair.reference, reference_noise=FixedVariance(v), **options)
+            for v in (variance, 1e-12)
+        )
+        assert one.scale_error == pytest.approx(alone.scale_error, rel=2e-3)
+        assert one.background.errors == pytest.approx(alone.background.errors, rel=2e-3)
+        ones = np.ones(35)
+        whole = np.sqrt(ones @ alone.kernel_covariance @ ones)
+        assert whole == pytest.approx(alone.scale_error, rel=1e-9)
+        assert alone.scale_error > 1.02 * silent.scale_error
+
+
+def test_kernels_scatter_with_the_noise_of_the_reference_as_their_errors_say():
+    # One pair, a hundred times with a little more noise in its reference. What scatters then is the
+    # part of the covariance that is tested; standard deviations are known to 7 %.
+    pair, draws = pair_of(7), 100
+    sigma = 0.1 * pair.reference_sigma
+    noise = np.random.default_rng(1).standard_normal((draws, *sigma.shape))
+    options = {
+        "kernel": DeltaKernel(5), "noise": NOISE, "penalty": None, "dtype": torch.float64,
+        "reference_background": float(np.median(pair.reference)),
+    }  # fmt: skip
+    references = pair.reference + sigma * noise
+    found = subtract(pair.target, references, covariance=None, **options)
+    noisy, silent = (
+        subtract(pair.target, pair.reference, reference_noise=FixedVariance(v), **options)
+        for v in (sigma**2, 1e-12)
+    )
+    added = noisy.covariance - silent.covariance
+    level = np.array([one.background.coefficients[0] for one in found])
+    assert found.scale.std(ddof=1) == pytest.approx(np.sqrt(added[:25, :25].sum()), rel=0.25)
+    assert level.std(ddof=1) == pytest.approx(np.sqrt(added[25, 25]), rel=0.25)
+    ratio = found.kernel.reshape(draws, -1).std(axis=0, ddof=1) / np.sqrt(added.diagonal()[:25])
+    assert np.median(ratio) == pytest.approx(1.0, abs=0.1)
