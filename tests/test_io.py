@@ -26,6 +26,7 @@ from hypothesis.extra import numpy as hnp
 import pytorchdia as dia
 from pytorchdia.errors import InputError, ReadError, ShapeError
 from pytorchdia.frame import Flag
+from pytorchdia.headers import Keywords
 
 from .conftest import SHAPE, make_pair
 
@@ -287,6 +288,58 @@ def test_chips_of_any_name_take_the_planes_of_their_version():
     for i in (1, 2):
         frame = dia.as_frame(chips(2, (1, 2)), hdu=f"CCD{i}")
         assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[i, 3]]
+
+
+@pytest.mark.parametrize("name", ["BADPIX", "quality", "GHOSTS"])
+def test_masks_of_other_names_are_used_or_named(name):
+    hdus = chips(1)
+    hdus[2].name = name
+    frame = dia.as_frame(hdus)
+    codes = [f.code for f in frame.findings]
+    if name == "GHOSTS":
+        assert codes == ["file-variance", "file-images-unused"]
+        assert "[GHOSTS]" in frame.findings[1].message
+        assert not frame.mask.any()
+        frame = dia.as_frame(hdus, keywords=Keywords(mask=("ghosts",)))
+    assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[0, 3]]
+    assert [f.code for f in frame.findings] == ["file-mask", "file-variance"]
+
+
+def test_variances_of_other_names_are_used_if_said_so_and_inverse_ones_are_inverted():
+    hdus = chips(1)
+    hdus[3].name = "POISSON"
+    assert dia.as_frame(hdus).variance is None
+    assert (dia.as_frame(hdus, keywords=Keywords(variance=("POISSON",))).variance == 2.0).all()
+    hdus[3].name = "IVAR"
+    hdus[3].data[0, 1] = 0.0  # no weight: no data
+    frame = dia.as_frame(hdus)
+    assert frame.variance[1, 1] == 0.5
+    assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[0, 1], [0, 3]]
+
+
+def test_a_name_that_the_user_gives_to_a_mask_is_no_variance():
+    hdus = chips(1)
+    hdus[3].name = "ERR"
+    frame = dia.as_frame(hdus, keywords=Keywords(mask=("ERR",)))
+    assert frame.variance is None
+    assert frame.mask.all()
+
+
+def test_further_chips_are_named_where_none_was_chosen():
+    frame = dia.as_frame(chips(3, (1, 2, 3)))
+    assert [f.code for f in frame.findings] == ["file-mask", "file-variance", "file-images-unused"]
+    assert "[CCD2,2], [CCD3,3]" in frame.findings[2].message
+    codes = [f.code for f in dia.as_frame(chips(3, (1, 2, 3)), hdu="CCD2").findings]
+    assert codes == ["file-mask", "file-variance"]
+
+
+def test_detections_in_an_lsst_mask_are_no_bad_pixels():
+    mask = np.zeros(SHAPE, np.int32)
+    mask[1, 1], mask[2, 2], mask[3, 3] = 1, 32, 33
+    plane = fits.ImageHDU(mask, name="MASK")
+    plane.header["MP_BAD"], plane.header["HIERARCH MP_DETECTED"] = 0, 5
+    frame = dia.as_frame(fits.HDUList([fits.PrimaryHDU(WHOLE), plane]))
+    assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[1, 1], [3, 3]]
 
 
 def test_planes_that_may_be_another_images_are_left_alone_and_said_to_be():

@@ -114,6 +114,8 @@ class Keywords:
     gain, read_noise, saturation, exposure, filter : tuple of str
         Keywords in order of preference.
     time : tuple of TimeKeyword
+    mask, variance : tuple of str
+        Names (EXTNAME) of HDUs that hold the mask or the variance [ADU^2] of a file's image.
     """
 
     gain: tuple[str, ...] = ()
@@ -122,6 +124,8 @@ class Keywords:
     exposure: tuple[str, ...] = ()
     filter: tuple[str, ...] = ()
     time: tuple[TimeKeyword, ...] = ()
+    mask: tuple[str, ...] = ()
+    variance: tuple[str, ...] = ()
 
     def groups(self, name: str) -> tuple[tuple[str, ...], ...]:
         """All keywords of a number of the detector in order of preference."""

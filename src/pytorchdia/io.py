@@ -32,10 +32,12 @@ from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header
 
 __all__ = ["as_frame", "as_frames", "read_header", "read_plane", "stem"]
 
-_MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS")
+_MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS", "BADPIX", "BPMASK", "QUALITY", "QUAL")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
-_SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "SIGMA")
-_PLANE_NAMES = (*_MASK_NAMES, *_VARIANCE_NAMES, *_SIGMA_NAMES)
+_SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "ERRS", "SIGMA")
+_INVERSE_NAMES = ("IVAR", "INVVAR")
+# Planes of an LSST mask, as its cards MP_... name them, that say what was found in a good pixel.
+_HARMLESS_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "DEBLENDED", "NOT_DEBLENDED", "INEXACT_PSF")
 _POWER_OF_UTYPE = {"StdDevUncertainty": 2, "VarianceUncertainty": 1, "InverseVariance": -1}
 _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
 _PLATEAU_PIXELS = 5  # pixels together at the top make a plateau; a symmetric star has up to 4
@@ -72,8 +74,9 @@ def as_frame(
         A 2-D image of any numeric dtype, byte order and strides; axes of length one are dropped.
         A path may name its HDU in brackets, ``"night.fits[SCI]"`` or ``"night.fits[2]"``; without
         one the first HDU that holds an image is taken. MASK, DQ, VARIANCE or UNCERT images of the
-        same shape and EXTVER in the same file are used, unless the HDU was named and others of the
-        kind leave open whose they are, which is a finding.
+        same shape and EXTVER in the same file are used, and those whose names are in ``keywords``,
+        unless the HDU was named and others of the kind leave open whose they are, which is a
+        finding. Images whose meaning is not known are named by another.
     hdu : int or str, optional
         Number or name of the HDU.
     mask : array_like, optional
@@ -85,7 +88,8 @@ def as_frame(
         Override the header: e-/ADU, **electrons**, ADU (infinity for none), seconds. Without a
         saturation level a plateau of equal values at the top of the image is taken for one.
     keywords : Keywords
-        Keywords of gain, read noise, saturation and exposure beyond those that are known.
+        Keywords of gain, read noise, saturation and exposure, and names of HDUs that hold masks
+        and variances, beyond those that are known.
     copy : bool
         False saves memory: the frame shares that of an array where it can, which must then not be
         written to while the frame is in use, and is float32 where that holds the values exactly.
@@ -205,7 +209,7 @@ def read_header(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)
             with open(path, "rb") as file, fits.open(file, memmap=False) as hdus:
-                chosen = hdus[_choose_hdu(hdus, hdu, path.name)]
+                chosen = hdus[_choose_hdu(hdus, hdu, path.name, _Planes.of(Keywords()))]
                 shape = tuple(n for n in chosen.shape if n > 1)
                 header = _with_primary(chosen.header, hdus[0].header)
     except ReadError:
@@ -269,7 +273,8 @@ def _exists(path: Path) -> bool:
 
 
 def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Given) -> Frame:
-    index = _choose_hdu(hdus, hdu, name)
+    planes = _Planes.of(given.keywords)
+    index = _choose_hdu(hdus, hdu, name, planes)
     chosen = hdus[index]
     header = chosen.header.copy()
     plain = chosen.name in ("", "PRIMARY", "COMPRESSED_IMAGE") and hdu is None
@@ -285,33 +290,91 @@ def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Giv
         unit=unit_from_header(header), meta=_inherited(header, hdus[0].header),
         wcs=_celestial(header, hdus),
     )  # fmt: skip
-    if hdu is None or _name(chosen) in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE"):
-        return _with_companions(frame, hdus, index)
-    if _name(chosen) in _PLANE_NAMES:
+    if _name(chosen) in planes.names and hdu is not None:
         return frame
     mates = _of_its_kind(frame, hdus, index)
-    planes = [_name(other) for other in mates if _name(other) in _PLANE_NAMES]
-    if not planes or len(planes) == len(mates):
-        return _with_companions(frame, hdus, index)
+    of_known_use = [other for other in mates if _name(other) in planes.names]
+    main = hdu is None or _name(chosen) in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE")
+    if main or len(of_known_use) == len(mates):
+        frame = _with_companions(frame, of_known_use, planes)
+        others = [i for i in _images(hdus) if i != index and _name(hdus[i]) not in planes.names]
+        return _with_finding(frame, _others_finding(hdus, others, label)) if hdu is None else frame
+    if not of_known_use:
+        return frame
     finding = Finding(
         "file-planes-unused",
-        f"{name} has {', '.join(planes)} beside {1 + len(mates) - len(planes)} images of this size "
-        f"and EXTVER; whether they belong to {label} is not known, so they were not used. Give the "
-        "mask and the variance, or give each image and its planes an EXTVER of their own.",
+        f"{name} has {', '.join(map(_name, of_known_use))} beside "
+        f"{1 + len(mates) - len(of_known_use)} images of this size and EXTVER; whether they belong "
+        f"to {label} is not known, so they were not used. Give the mask and the variance, or give "
+        "each image and its planes an EXTVER of their own.",
         "warning",
     )
-    return replace(frame, findings=(*frame.findings, finding))
+    return _with_finding(frame, finding)
 
 
-def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str) -> int:
+def _others_finding(hdus: fits.HDUList, others: list[int], label: str) -> Finding | None:
+    """What to say of images in the file that were not chosen and are no known planes."""
+    if not others:
+        return None
+    names = [_label(hdus, i) for i in others]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return Finding(
+        "file-images-unused",
+        f"{label} was read; the file holds other images that were not: {shown}. If one is another "
+        "chip, name it (FILE[NAME], or hdu); if one is a mask or a variance of this image, say so "
+        "(keywords).",
+    )
+
+
+def _label(hdus: fits.HDUList, i: int) -> str:
+    """What to write in brackets behind the name of the file for the i-th HDU."""
+    name, version = hdus[i].name, hdus[i].ver
+    if not name:
+        return f"[{i}]"
+    return f"[{name}]" if version == 1 else f"[{name},{version}]"
+
+
+def _with_finding(frame: Frame, finding: Finding | None) -> Frame:
+    return frame if finding is None else replace(frame, findings=(*frame.findings, finding))
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """Names of the HDUs that belong to an image, and what they hold."""
+
+    masks: tuple[str, ...]
+    powers: Mapping[str, int]
+    """The power of an uncertainty that is the variance."""
+
+    @classmethod
+    def of(cls, keywords: Keywords) -> _Planes:
+        own_masks, own_variances = (
+            tuple(name.upper() for name in names) for names in (keywords.mask, keywords.variance)
+        )
+        powers = dict.fromkeys(_INVERSE_NAMES, -1) | dict.fromkeys(_SIGMA_NAMES, 2)
+        powers |= dict.fromkeys((*_VARIANCE_NAMES, *own_variances), 1)
+        masks = own_masks + tuple(name for name in _MASK_NAMES if name not in own_variances)
+        return cls(masks, {name: power for name, power in powers.items() if name not in own_masks})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.masks, *self.powers)
+
+
+def _images(hdus: fits.HDUList) -> list[int]:
+    return [i for i, hdu in enumerate(hdus) if hdu.is_image and len(_shape(hdu)) >= 2]
+
+
+def _choose_hdu(hdus: fits.HDUList, hdu: int | str | None, name: str, planes: _Planes) -> int:
     sizes = ["x".join(map(str, h.shape)) if h.is_image and h.shape else "-" for h in hdus]
     names = [h.name or "unnamed" for h in hdus]
     listing = ", ".join(f"{i}: {names[i]} {sizes[i]}" for i in range(len(hdus)))
     if hdu is None:
-        images = [i for i, h in enumerate(hdus) if h.is_image and len(_shape(h)) >= 2]
+        images = _images(hdus)
         if not images:
             raise ReadError(f"{name} has no image in any HDU ({listing}).")
-        return next((i for i in images if _name(hdus[i]) not in _PLANE_NAMES), images[0])
+        return next((i for i in images if _name(hdus[i]) not in planes.names), images[0])
     named = re.fullmatch(r"(.+),\s*(\d+)", hdu) if isinstance(hdu, str) else None
     try:
         index = hdus.index_of((named[1].strip(), int(named[2])) if named else hdu)
@@ -390,19 +453,22 @@ def _of_its_kind(frame: Frame, hdus: fits.HDUList, index: int) -> list[Any]:
     ]
 
 
-def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
-    """Mask and variance images of the same shape in the same file, found by their names."""
+def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
+    """Mask and variance images of the same file, known by their names."""
     findings = list(frame.findings)
-    for other in _of_its_kind(frame, hdus, index):
+    for other in others:
         name = _name(other)
-        if name in _MASK_NAMES:
-            mask = torch.from_numpy(np.asarray(other.data).reshape(frame.shape) != 0)
-            frame = frame.flagged(mask, Flag.MASKED)
+        if name in planes.masks:
+            bits = np.asarray(other.data).reshape(frame.shape)
+            harmless = _harmless_bits(other.header)
+            if harmless and _is_integer_array(bits):
+                bits = bits.astype(np.int64) & ~harmless
+            frame = frame.flagged(torch.from_numpy(bits != 0), Flag.MASKED)
             findings.append(Finding("file-mask", f"Used the {name} image of {frame.name}."))
-        elif name in _VARIANCE_NAMES or name in _SIGMA_NAMES:
-            power = 1 if name in _VARIANCE_NAMES else 2
+        else:
+            power = planes.powers[name]
             if name == "UNCERT":
-                power = _POWER_OF_UTYPE.get(other.header.get("UTYPE"), 2)
+                power = _POWER_OF_UTYPE.get(other.header.get("UTYPE"), power)
             values = _numbers(other.data, name).reshape(frame.shape)
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 # A sigma of -1 marks "no data"; squared it would look like an error.
@@ -410,6 +476,12 @@ def _with_companions(frame: Frame, hdus: fits.HDUList, index: int) -> Frame:
             frame = _with_variance(frame, variance)
             findings.append(Finding("file-variance", f"Used the {name} image of {frame.name}."))
     return replace(frame, findings=tuple(findings))
+
+
+def _harmless_bits(header: fits.Header) -> int:
+    """The bits of an LSST mask that say what is in a pixel, not that it is bad."""
+    numbers = [header.get(f"MP_{plane}") for plane in _HARMLESS_PLANES]
+    return sum(1 << number for number in numbers if isinstance(number, int) and 0 <= number < 31)
 
 
 def _from_nddata(source: NDData, given: _Given, copy: bool) -> Frame:

@@ -98,9 +98,9 @@ def subtract(
         (h, w), True = ignore this pixel of the target; for a stack also one for each target.
     reference_noise : NoiseModel, optional
         Noise of the reference, for the variance of the difference, for what it adds to the errors
-        of kernel, P and background, and for a KernelPrior that allows for it. None takes the reference's own
-        uncertainty or its header's gain and read noise; if it has neither, the reference counts as
-        free of noise.
+        of kernel, P and background, and for a KernelPrior that allows for it. None takes the
+        reference's own uncertainty or its header's gain and read noise; if it has neither, the
+        reference counts as free of noise.
     reference_background : float, optional
         Level [ADU] to take off the reference before the fit. None takes the median of its good
         pixels, as the paper does.
@@ -111,8 +111,9 @@ def subtract(
         P may move by a part of its error. None leaves the start to the solver.
     covariance : bool or None
         False leaves out ``kernel_covariance``, ``covariance`` and their validity tests, which cost
-        more than the fit of a large frame, above all if the noise of the reference is known. P and the background keep their errors. None, for a
-        quick look, leaves out these as well: they are infinite.
+        more than the fit of a large frame, above all if the noise of the reference is known. P and
+        the background keep their errors. None, for a quick look, leaves out these as well: they
+        are infinite.
     device : str or torch.device
         "auto" takes a CUDA device if there is one.
     dtype : torch.dtype

@@ -178,8 +178,9 @@ def keywords_of(settings: Settings) -> Keywords:
     time = chosen.time
     times = () if time is None else (TimeKeyword(**time.model_dump()),)
     return Keywords(
-        chosen.gain, chosen.read_noise, chosen.saturation, chosen.exposure, chosen.filter, times
-    )
+        chosen.gain, chosen.read_noise, chosen.saturation, chosen.exposure, chosen.filter, times,
+        chosen.mask, chosen.variance,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, WriteError
+from ..errors import InputError, ReadError, WriteError
 from ..headers import detector_from_header, filter_from_header, unit_from_header
-from ..io import read_header
+from ..io import as_frame, read_header
 from .settings import Settings, describe_settings
 from .state import write_text
 
@@ -122,6 +123,15 @@ def _line(path: Path) -> HeaderLine:
     )  # fmt: skip
 
 
+def _other_images(path: Path) -> str:
+    """What to say of images in a file that are not read, if there are any."""
+    try:
+        findings = as_frame(path).findings
+    except (InputError, ReadError):  # `reduce` will say so of this frame
+        return ""
+    return next((f.message for f in findings if f.code == "file-images-unused"), "")
+
+
 def _is_calibration(kind: str) -> bool:
     """Whether one of the words begins or ends as a kind of calibration does: ``skyflat``."""
     return any(
@@ -140,6 +150,9 @@ def _text(
     objects = ", ".join(sorted({line.object for line in season if line.object})) or "not named"
     yield f"# {len(season)} frames of {shape} pixels, filter {chosen or 'not named'}."
     yield f"# Object: {objects}."
+    yield from textwrap.wrap(
+        _other_images(season[0].path), 100, initial_indent="# ", subsequent_indent="#     "
+    )
     for line in left_out[:50]:
         why = (
             line.problem

@@ -111,6 +111,10 @@ class KeywordSettings(_Section):
         description="Keyword of the time, a table with the keys keyword, when (start, mid or end), "
         "clock, scale and barycentric; the known keywords if absent.",
     )
+    mask: tuple[str, ...] = Field((), description="EXTNAMEs of HDUs that hold a frame's mask.")
+    variance: tuple[str, ...] = Field(
+        (), description="EXTNAMEs of HDUs that hold a frame's variance [ADU^2]."
+    )
 
 
 class QualitySettings(_Section):
