@@ -13,7 +13,7 @@ from ..io import stem
 from .frame_steps import Source
 from .settings import Settings
 
-__all__ = ["sources_of"]
+__all__ = ["own_reference", "sources_of", "unused_exclusions"]
 
 
 def sources_of(settings: Settings) -> list[Source]:
@@ -25,7 +25,8 @@ def sources_of(settings: Settings) -> list[Source]:
         There are none, or two cannot be told apart by any name.
     """
     base, chosen = settings.base, settings.frames
-    companions = {settings.path(n) for n in (chosen.mask, chosen.flat, settings.stars.list)}
+    others = chosen.mask, chosen.flat, settings.stars.list, settings.reference.file
+    companions = {settings.path(name) for name in others}
     paths = sorted(
         {path for pattern in chosen.files for path in _matching(base, pattern) if path.is_file()}
         - {path for path in companions if path is not None}
@@ -43,6 +44,29 @@ def sources_of(settings: Settings) -> list[Source]:
             "the patterns, which start from the folder of the settings."
         )
     return [Source(name, path) for name, path in zip(_names(paths), paths, strict=True)]
+
+
+def own_reference(settings: Settings) -> Source | None:
+    """The reference that was made elsewhere, if the settings name one.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    path = settings.path(settings.reference.file)
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"There is no file {path} (reference.file); check the name.")
+    return Source(stem(path), path, made_elsewhere=True)
+
+
+def unused_exclusions(settings: Settings) -> list[str]:
+    """What ``frames.exclude`` names and no file is called."""
+    base, chosen = settings.base, settings.frames
+    paths = {path for pattern in chosen.files for path in _matching(base, pattern)}
+    return [p for p in chosen.exclude if not any(_fits(path, base, p) for path in paths)]
 
 
 def _fits(path: Path, base: Path, pattern: str) -> bool:

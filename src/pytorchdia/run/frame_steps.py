@@ -50,10 +50,19 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Source:
-    """A frame of the season: its name in the run, and its file."""
+    """A frame of the season, or a reference made elsewhere: its name in the run, and its file.
+
+    Attributes
+    ----------
+    name : str
+    path : Path
+    made_elsewhere : bool
+        What the settings say of the season's frames does not hold for it.
+    """
 
     name: str
     path: Path
+    made_elsewhere: bool = False
 
 
 def measure_frame(source: Source, settings: Settings) -> Made:
@@ -160,7 +169,14 @@ def _fit_for_use(frame: Frame, flat: FloatArray) -> tuple[Frame, FloatArray]:
 
 
 def load(source: Source, settings: Settings) -> Frame:
-    """Read a raw frame with the season's mask, camera and keywords."""
+    """Read a raw frame with the season's mask, camera and keywords; or a reference with its own."""
+    if source.made_elsewhere:
+        own = settings.reference
+        frame = as_frame(
+            source.path, hdu=own.hdu, gain=own.gain, read_noise=own.read_noise,
+            saturation=own.saturation, keywords=keywords_of(settings),
+        )  # fmt: skip
+        return replace(frame, name=source.name)
     camera = settings.camera
     mask = _plane(settings.path(settings.frames.mask))
     frame = as_frame(

@@ -20,7 +20,7 @@ from ..preparation.quality import FrameQuality, Grade, Limits, grade
 from ..preparation.reference import choose_reference_frames
 from .difference_steps import follow_candidates, photometry_of_frame, subtract_frame
 from .folder import folder_in_use, log
-from .frame_list import sources_of
+from .frame_list import own_reference, sources_of, unused_exclusions
 from .frame_steps import (
     Source,
     measure_frame,
@@ -30,7 +30,7 @@ from .frame_steps import (
 )
 from .frames_table import FrameRow, write_frames
 from .report import make_report, report_digest
-from .season_steps import find_variables, make_reference, stack_differences
+from .season_steps import find_variables, make_reference, read_star_list, stack_differences
 from .settings import Settings
 from .state import (
     Outcome,
@@ -123,11 +123,16 @@ def run_season(
     if only and until:
         raise InputError("Give one of the two, the only step or the last one.")
     sources = sources_of(settings)
+    stars = settings.path(settings.stars.list)
+    if stars is not None:
+        read_star_list(stars)  # a mistake in it is told before hours of work
     run = settings.run_folder
     season = _Season(settings, run, sources, executor, progress, dry_run, only)
     if dry_run:
         return season.through(until or only)
     with folder_in_use(run, settings):
+        for pattern in unused_exclusions(settings):
+            log.warning("frames.exclude names %r, and no file is called so", pattern)
         try:
             return season.through(until or only)
         finally:
@@ -143,6 +148,7 @@ class _Season:
     ) -> None:  # fmt: skip
         self.settings, self.run, self.sources = settings, run, sources
         self._by_name = {source.name: source for source in sources}
+        self._own_reference = own_reference(settings)
         self._executor, self._progress = executor, progress
         self._dry_run, self._only = dry_run, only
         self._planned: list[tuple[str, int, int]] = []
@@ -174,13 +180,13 @@ class _Season:
     def _register(self) -> None:
         measured = self._advance("measure", [self._measure_unit(s) for s in self.sources])
         good = self._graded({name: quality_from(s.values) for name, s in measured.items()})
-        grid = self._grid(good)
+        self.grid = grid = self._grid(good)
         units = [
             Unit(
                 "register", source.name,
                 digest_of({
                     "frame": measured[source.name].values["sha256"],
-                    "grid": measured[grid.name].values["sha256"],
+                    "grid": self._grid_digest,
                     "settings": self._of("frames", "camera", "keywords", "registration", "run"),
                     "files": self._companions(),
                 }),
@@ -193,11 +199,10 @@ class _Season:
             name: quality_from(measured[name].values, state.values["transparency"])
             for name, state in laid.items()
         })  # fmt: skip
-        self.grid = grid
 
     def _make_reference(self) -> None:
         laid = self._accepted()
-        names = self._reference_names(laid)
+        names = [] if self.grid.made_elsewhere else self._reference_names(laid)
         self._used = names
         chosen = [(self._by_name[name], laid[name].values) for name in names]
         stars = self.settings.path(self.settings.stars.list)
@@ -209,7 +214,7 @@ class _Season:
             "settings": self._of("frames", "camera", "keywords", "stars"),
             "max_frames": self.settings.reference.max_frames,
             "files": [*self._companions(), _digest_if(stars)],
-            "grid": self._states["measure"][self.grid.name].values["sha256"],
+            "grid": self._grid_digest,
         })  # fmt: skip
         arguments = (chosen, self.grid, self.settings, self.run)
         unit = Unit("reference", "reference", digest, make_reference, arguments)
@@ -391,6 +396,14 @@ class _Season:
         chosen = self.settings.quality.model_dump()
         return Limits(**chosen, filter=self.settings.frames.filter)
 
+    @cached_property
+    def _grid_digest(self) -> Any:
+        """Changes with the file whose grid is used."""
+        if self.grid.made_elsewhere:
+            own = self.settings.reference.model_dump(exclude={"frames", "max_frames", "keep"})
+            return [_digest_if(self.grid.path), own]
+        return self._states["measure"][self.grid.name].values["sha256"]
+
     def _grid(self, good: Mapping[str, FrameQuality]) -> Source:
         asked = self.settings.registration.onto
         if asked is not None:
@@ -406,6 +419,8 @@ class _Season:
             failures = [s for s in self._all("measure") if s.outcome is Outcome.FAILED]
             why = "; ".join([*reasons, *dict.fromkeys(s.reason for s in failures)][:5])
             raise InputError(f"None of the {len(self.sources)} frames can be used: {why}")
+        if self._own_reference is not None:
+            return self._own_reference
         if self._kept is not None and self._kept["grid"] in good:
             return self._by_name[self._kept["grid"]]
         names = list(good)
@@ -451,6 +466,8 @@ class _Season:
         """What the last run made its reference of, if this one may hold on to it."""
         wanted, made = self.settings.reference, State.read(self.run, "reference", "reference")
         if not wanted.keep or made is None or made.outcome is not Outcome.DONE:
+            return None
+        if not made.values.get("chosen_by_rank", True):  # named before, and no more
             return None
         return made.values if made.values.get("max_frames") == wanted.max_frames else None
 

@@ -43,7 +43,7 @@ from .settings import Settings
 from .state import Made, digest_of
 from .tables import CANDIDATES, STARS, read_table, write_table
 
-__all__ = ["find_variables", "make_reference", "stack_differences"]
+__all__ = ["find_variables", "make_reference", "read_star_list", "stack_differences"]
 
 FloatArray = NDArray[np.float64]
 
@@ -51,9 +51,19 @@ FloatArray = NDArray[np.float64]
 def make_reference(
     chosen: Sequence[tuple[Source, Mapping[str, Any]]], grid: Source, settings: Settings, run: Path
 ) -> Made:
-    """Combine frames into the reference; find its stars and its PSF."""
+    """Combine frames into the reference, or take that made elsewhere; find its stars and PSF.
+
+    Parameters
+    ----------
+    chosen : sequence of (Source, Mapping)
+        The frames to combine, with the values of their registrations; none if ``grid`` was made
+        elsewhere and is the reference.
+    grid : Source
+        Whose grid is used.
+    settings, run
+    """
     onto = load(grid, settings)
-    moved = []
+    moved = [onto] if grid.made_elsewhere else []
     for source, values in chosen:
         registration = registration_from(values).exact(onto.shape)
         frame, noise = registered(source, registration, onto.shape, onto.wcs, settings)
@@ -73,13 +83,14 @@ def make_reference(
         "name": None if stars.names is None else np.array(stars.names, dtype=object),
     }  # fmt: skip
     products = (
-        write_frame(run / "reference.fits", reference, {"NFRAMES": len(chosen)}),
+        write_frame(run / "reference.fits", reference, {"NFRAMES": len(moved)}),
         write_psf(run / "psf.fits", psf),
         write_table(run / "stars.parquet", STARS, columns, rows=len(stars)),
     )
     values = {
         "frames": [source.name for source, _ in chosen],
         "grid": grid.name,
+        "chosen_by_rank": not (grid.made_elsewhere or settings.reference.frames),
         "max_frames": settings.reference.max_frames,
         "stars": len(stars),
         "fwhm": psf.fwhm,
@@ -106,6 +117,20 @@ def _stars_of(
 
 
 def _listed(reference: Frame, path: Path, fwhm: float) -> Catalogue:
+    places, names = read_star_list(path)
+    return catalogue_from_list(reference, **places, names=names, fwhm=fwhm)
+
+
+def read_star_list(path: Path) -> tuple[dict[str, FloatArray], tuple[str, ...] | None]:
+    """The places of a list of stars by axis, x and y or ra and dec, and the stars' names.
+
+    Raises
+    ------
+    ReadError
+        It cannot be read as a table.
+    InputError
+        A column or a number is missing.
+    """
     try:
         table = Table.read(path)
     except Exception as error:  # astropy's readers raise many kinds
@@ -131,7 +156,7 @@ def _listed(reference: Frame, path: Path, fwhm: float) -> Catalogue:
     words = None
     if "name" in names:
         words = tuple("" if n is np.ma.masked else str(n) for n in table[names["name"]])
-    return catalogue_from_list(reference, **given, names=words, fwhm=fwhm)
+    return given, words
 
 
 def _number(cell: Any) -> float:

@@ -152,6 +152,25 @@ class RegisterSettings(_Section):
 class ReferenceSettings(_Section):
     """What the reference is made of."""
 
+    file: str | None = Field(
+        None,
+        description="An image made elsewhere that is the reference, with its own grid; it is made "
+        "of frames if absent.",
+    )
+    hdu: int | str | None = Field(
+        None, description="Number or name of the file's HDU; the first image if absent."
+    )
+    gain: Positive | None = Field(
+        None,
+        description="e-/ADU of the file, n times that of a frame for a mean of n; from its header "
+        "if absent.",
+    )
+    read_noise: NotNegative | None = Field(
+        None, description="e- of the file; from its header if absent."
+    )
+    saturation: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="ADU in the file; from its header, or a plateau, if absent."
+    )
     frames: tuple[str, ...] = Field(
         (), description="Names of the frames to combine; the best ones if absent."
     )
@@ -161,6 +180,16 @@ class ReferenceSettings(_Section):
         description="Keep the frames once chosen while they can be used, so that new frames change "
         "nothing of the earlier ones; false chooses anew with every frame that comes.",
     )
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> ReferenceSettings:
+        if self.file is not None and self.frames:
+            raise ValueError("file and frames cannot both say what the reference is; keep one.")
+        of_the_file = ("hdu", "gain", "read_noise", "saturation")
+        idle = [name for name in of_the_file if getattr(self, name) is not None]
+        if self.file is None and idle:
+            raise ValueError(f"{idle[0]} is that of a reference file, and there is none (file).")
+        return self
 
 
 class StarSettings(_Section):
@@ -242,6 +271,14 @@ class Settings(_Section):
     photometry: PhotometrySettings = PhotometrySettings()
     variables: VariableSettings = VariableSettings()
     _base: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _one_grid(self) -> Settings:
+        if self.reference.file is not None and self.registration.onto is not None:
+            raise ValueError(
+                "register.onto and reference.file cannot both say whose grid is used; keep one."
+            )
+        return self
 
     @property
     def base(self) -> Path:
