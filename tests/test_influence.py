@@ -17,7 +17,7 @@ from pytorchdia import (
     subtract,
 )
 from pytorchdia.background import PolynomialBackground
-from pytorchdia.fisher import fisher_information, uncertainty
+from pytorchdia.fisher import fisher_information, uncertainty, with_reference_noise
 from pytorchdia.influence import ReferenceInfluence
 from pytorchdia.kernel import BasisKernel
 from pytorchdia.simulate import simulate_pair
@@ -58,7 +58,7 @@ def test_change_of_the_score_is_its_derivative_by_the_reference(likelihood, degr
     s = change_of_score(o, theta)
     slow = s.T @ (sigma2.reshape(-1, 1) * s)
     fast = ReferenceInfluence.of(o, theta, sigma2)
-    matrix = fast.matrix(torch.float64)
+    matrix = fast.matrix()
     torch.testing.assert_close(matrix, slow, rtol=1e-8, atol=1e-8 * float(slow.abs().max()))
     x = torch.from_numpy(np.random.default_rng(9).normal(size=len(theta)))
     assert float(fast.variance_of(x)) == pytest.approx(float(x @ slow @ x), rel=1e-8)
@@ -69,13 +69,13 @@ def test_frames_of_several_tiles_add_up(shape):
     o = example_objective(NOISE, Gaussian(), shape)
     theta, sigma2 = Newton().solve(o).theta, sigma2_of(o)
     fast = ReferenceInfluence.of(o, theta, sigma2)
-    matrix = fast.matrix(torch.float64)
+    matrix = fast.matrix()
     for x in torch.eye(len(theta), dtype=torch.float64)[[0, 7, -1]]:
         # The two routes cut the frame alike, but only one goes pixel by pixel of the kernel.
         assert float(fast.variance_of(x)) == pytest.approx(float(x @ matrix @ x), rel=1e-9)
     low = ReferenceInfluence.of(replace(o, dtype=torch.float32), theta, sigma2)
     torch.testing.assert_close(
-        low.matrix(torch.float64), matrix, rtol=1e-4, atol=1e-5 * float(matrix.abs().max())
+        low.matrix(), matrix, rtol=1e-4, atol=1e-5 * float(matrix.abs().max())
     )
 
 
@@ -83,14 +83,15 @@ def test_a_quiet_reference_changes_nothing_and_a_noisy_one_adds_to_every_error()
     o = example_objective(NOISE, Gaussian(), (60, 54))
     theta, sigma2 = Newton().solve(o).theta, sigma2_of(o)
     plain = uncertainty(o, theta)
-    quiet = uncertainty(o, theta, reference_variance=torch.zeros_like(sigma2))
+    quiet = with_reference_noise(o, theta, plain, torch.zeros_like(sigma2))
     torch.testing.assert_close(quiet.covariance, plain.covariance)
-    noisy = uncertainty(o, theta, reference_variance=sigma2)
+    noisy = with_reference_noise(o, theta, plain, sigma2)
     inverse = torch.linalg.inv(fisher_information(o, theta))
     s = change_of_score(o, theta) @ inverse
     expected = inverse + s.T @ (sigma2.reshape(-1, 1) * s)
     torch.testing.assert_close(noisy.covariance, expected, rtol=1e-6, atol=1e-12)
-    quick = uncertainty(o, theta, full=False, reference_variance=sigma2)
+    assert noisy.scale == pytest.approx(float(expected[:15, :15].sum().sqrt()), rel=1e-6)
+    quick = with_reference_noise(o, theta, uncertainty(o, theta, full=False), sigma2)
     assert quick.scale == pytest.approx(noisy.scale, rel=1e-5)
     assert quick.background == pytest.approx(noisy.background, rel=1e-5)
     assert quick.scale > 1.01 * plain.scale
@@ -125,14 +126,16 @@ def test_pairs_of_a_stack_have_the_errors_of_pairs_alone(penalty, likelihood):
         assert alone.scale_error > 1.02 * silent.scale_error
 
 
-def test_kernels_scatter_with_the_noise_of_the_reference_as_their_errors_say():
+@pytest.mark.parametrize("penalty", [None, GaussianProcessPrior()], ids=["plain", "prior"])
+def test_fits_scatter_with_the_noise_of_the_reference_as_their_errors_say(penalty):
     # One pair, a hundred times with a little more noise in its reference. What scatters then is the
-    # part of the covariance that is tested; standard deviations are known to 7 %.
+    # part of the covariance that is tested; standard deviations are known to 7 %. With the prior
+    # its hyperparameters are found anew each time.
     pair, draws = pair_of(7), 100
     sigma = 0.1 * pair.reference_sigma
     noise = np.random.default_rng(1).standard_normal((draws, *sigma.shape))
     options = {
-        "kernel": DeltaKernel(5), "noise": NOISE, "penalty": None, "dtype": torch.float64,
+        "kernel": DeltaKernel(5), "noise": NOISE, "penalty": penalty, "dtype": torch.float64,
         "reference_background": float(np.median(pair.reference)),
     }  # fmt: skip
     references = pair.reference + sigma * noise
@@ -146,4 +149,5 @@ def test_kernels_scatter_with_the_noise_of_the_reference_as_their_errors_say():
     assert found.scale.std(ddof=1) == pytest.approx(np.sqrt(added[:25, :25].sum()), rel=0.25)
     assert level.std(ddof=1) == pytest.approx(np.sqrt(added[25, 25]), rel=0.25)
     ratio = found.kernel.reshape(draws, -1).std(axis=0, ddof=1) / np.sqrt(added.diagonal()[:25])
-    assert np.median(ratio) == pytest.approx(1.0, abs=0.1)
+    core = noisy.kernel.ravel() > 0.1 * noisy.kernel.max()
+    assert np.median(ratio[core]) == pytest.approx(1.0, abs=0.15)

@@ -6,7 +6,7 @@ Where the noise of the reference is known, what it does to the fit is added (:mo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from .errors import Finding
 from .influence import ReferenceInfluence
 from .linalg import Factor, cholesky, factorise
 from .objective import Objective
-from .solvers import Solution, System
+from .solvers import System
 from .solvers.conjugate_gradients import conjugate_gradients
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "uncertainties_of_stack",
     "uncertainty",
     "validity_findings",
+    "with_reference_noise",
 ]
 
 _LEAST_PIVOT = 1e-4  # of an information matrix whose float32 products are good enough
@@ -46,6 +47,8 @@ class Uncertainty:
         Sigma of eq 16, (p, p), float64, with what the noise of the reference adds to it; None if
         it was not asked for.
     findings : tuple of Finding
+    directions : Params or None
+        Sigma times the derivative by theta of P and of each background coefficient, (1 + n_b, p).
     known : bool
         False if no errors were asked for; those above are then infinite.
     """
@@ -54,6 +57,7 @@ class Uncertainty:
     background: tuple[float, ...]
     covariance: Matrix | None
     findings: tuple[Finding, ...]
+    directions: Params | None = None
     known: bool = True
 
     @property
@@ -82,7 +86,6 @@ def uncertainty(
     theta: Params,
     full: bool = True,
     system: System | None = None,
-    reference_variance: Image | None = None,
 ) -> Uncertainty:
     """Errors from the inverse of the Fisher information (eq 16, 17).
 
@@ -97,35 +100,53 @@ def uncertainty(
         frames. Where that fails the matrix is computed after all.
     system : System, optional
         What the solver knows of the Hessian at ``theta``, to save its computation.
-    reference_variance : Image, optional
-        sigma_R^2 [ADU^2], (h, w), 0 where it has no part; None if the reference has no noise.
     """
-    influence = None
-    if reference_variance is not None:
-        influence = ReferenceInfluence.of(objective, theta, reference_variance)
     if not full:
-        quick = _without_matrix(objective, theta, system, influence)
+        quick = _without_matrix(objective, theta, system)
         if quick is not None:
             return quick
-    information, dtype = _information(objective, theta, system)
-    covariance, findings = _invert(information)
-    if influence is not None:
-        covariance = covariance + covariance @ influence.matrix(dtype) @ covariance
-    scale, *background = (_error(float(g @ covariance @ g)) for g in _gradients(objective))
-    return Uncertainty(scale, tuple(background), covariance if full else None, findings)
+    covariance, findings = _invert(_information(objective, theta, system))
+    gradients = _gradients(objective)
+    directions = gradients @ covariance
+    errors = _errors((gradients * directions).sum(dim=-1), directions)
+    return replace(errors, covariance=covariance if full else None, findings=findings)
 
 
-def _information(
-    objective: Objective, theta: Params, system: System | None
-) -> tuple[Matrix, torch.dtype]:
-    """The matrix, and the dtype of its products: that of the objective if it is good enough."""
+def with_reference_noise(
+    objective: Objective, theta: Params, errors: Uncertainty, variance: Image
+) -> Uncertainty:
+    """Errors with what the noise of the reference adds to them (:mod:`.influence`).
+
+    Parameters
+    ----------
+    objective : Objective
+    theta : Params
+        The solution.
+    errors : Uncertainty
+        Those that the noise of the target gives, with their directions.
+    variance : Image
+        sigma_R^2 [ADU^2] of each pixel of the reference, (h, w), 0 where it has no part.
+    """
+    if errors.directions is None:
+        return errors
+    influence = ReferenceInfluence.of(objective, theta, variance)
+    added = [math.sqrt(float(influence.variance_of(x))) for x in errors.directions]
+    scale, *background = map(math.hypot, (errors.scale, *errors.background), added)
+    covariance = errors.covariance
+    if covariance is not None:
+        covariance = covariance + covariance @ influence.matrix() @ covariance
+    return replace(errors, scale=scale, background=tuple(background), covariance=covariance)
+
+
+def _information(objective: Objective, theta: Params, system: System | None) -> Matrix:
+    """The matrix, by products in the dtype of the objective where that is good enough."""
     curvature = _curvature(objective, theta) if system is None else system.curvature
     if objective.dtype != torch.float64:
         information = objective.hessian(curvature)
         _, good = cholesky(information, _LEAST_PIVOT)
         if bool(good):
-            return information, objective.dtype
-    return objective.hessian(curvature, torch.float64), torch.float64
+            return information
+    return objective.hessian(curvature, torch.float64)
 
 
 def _error(variance: float) -> float:
@@ -133,12 +154,18 @@ def _error(variance: float) -> float:
     return math.sqrt(variance) if 0.0 < variance < math.inf else math.inf
 
 
-def _gradients(objective: Objective) -> list[Params]:
-    """d/dtheta of P and of each background coefficient."""
+def _errors(variances: Tensor, directions: Params) -> Uncertainty:
+    scale, *background = (_error(float(v)) for v in variances)
+    return Uncertainty(scale, tuple(background), None, (), directions)
+
+
+def _gradients(objective: Objective) -> Tensor:
+    """d/dtheta of P and of each background coefficient, (1 + n_b, ..., p)."""
     model = objective.model
     scale = model.scale_gradient()
     unit = torch.eye(model.n_params, dtype=torch.float64, device=objective.model.device)
-    return [scale, *(row.expand_as(scale) for row in unit[model.kernel.n_params :])]
+    rows = [row.expand_as(scale) for row in unit[model.kernel.n_params :]]
+    return torch.stack([scale, *rows])
 
 
 def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
@@ -162,40 +189,31 @@ def _invert(information: Matrix) -> tuple[Matrix, tuple[Finding, ...]]:
 
 
 def uncertainties_of_stack(
-    objective: Objective, solutions: list[Solution], reference_variance: Image | None = None
+    objective: Objective, systems: list[System | None]
 ) -> list[Uncertainty | None]:
     """Errors of P and of the background for each pair of a stack, side by side.
 
-    ``reference_variance`` is that of :func:`uncertainty` for each pair, (pairs, h, w). None for a
-    pair whose solver left no :class:`~pytorchdia.solvers.System`, or whose systems could not be
-    solved: :func:`uncertainty` does what is needed there.
+    None for a pair whose solver left no :class:`~pytorchdia.solvers.System`, or whose systems could
+    not be solved: :func:`uncertainty` does what is needed there.
     """
-    found: list[Uncertainty | None] = [None] * len(solutions)
-    rows = [i for i, solution in enumerate(solutions) if solution.system is not None]
-    usable = [solution.system for solution in solutions if solution.system is not None]
+    found: list[Uncertainty | None] = [None] * len(systems)
+    rows = [i for i, system in enumerate(systems) if system is not None]
+    usable = [system for system in systems if system is not None]
     if len({part.dtype for system in usable for part in system.curvature}) != 1:
         return found
-    some = objective if len(rows) == len(solutions) else objective[torch.tensor(rows)]
+    some = objective if len(rows) == len(systems) else objective[torch.tensor(rows)]
     parts = zip(*(system.curvature for system in usable), strict=True)
     curvature = [torch.stack(part) for part in parts]
     factor = Factor.stack([system.factor for system in usable])
-    influence = None
-    if reference_variance is not None:
-        theta = torch.stack([solutions[i].theta for i in rows])
-        influence = ReferenceInfluence.of(some, theta, reference_variance[rows])
-    variances, solved = _variances(some, System(curvature, factor), influence, len(rows))
+    variances, directions, solved = _variances(some, System(curvature, factor), len(rows))
     for k, i in enumerate(rows):
         if bool(solved[:, k].all()):
-            scale, *background = (_error(float(v)) for v in variances[:, k])
-            found[i] = Uncertainty(scale, tuple(background), None, ())
+            found[i] = _errors(variances[:, k], directions[:, k])
     return found
 
 
 def _without_matrix(
-    objective: Objective,
-    theta: Params,
-    system: System | None,
-    influence: ReferenceInfluence | None,
+    objective: Objective, theta: Params, system: System | None
 ) -> Uncertainty | None:
     """Errors of P and of the background by solving H x = g; None if H is not safely regular."""
     if system is None:
@@ -205,25 +223,18 @@ def _without_matrix(
         if not bool(good):
             return None
         system = System(curvature, factor)
-    variances, solved = _variances(objective, system, influence)
-    if not bool(solved.all()):
-        return None
-    scale, *background = (_error(float(v)) for v in variances)
-    return Uncertainty(scale, tuple(background), None, ())
+    variances, directions, solved = _variances(objective, system)
+    return _errors(variances, directions) if bool(solved.all()) else None
 
 
 def _variances(
-    objective: Objective,
-    system: System,
-    influence: ReferenceInfluence | None,
-    pairs: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Variances of P and of each background coefficient, and whether they could be solved for.
+    objective: Objective, system: System, pairs: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """G' x and x = H^-1 G of P and of each background coefficient, and whether x could be found.
 
-    They are G' H^-1 G, and x' W x with x = H^-1 G for the noise of the reference. Both results are
-    (coefficients,), or (coefficients, pairs) for a stack.
+    They are (coefficients, ...), or (coefficients, pairs, ...) for a stack.
     """
-    gradients = torch.stack(_gradients(objective))
+    gradients = _gradients(objective)
     if pairs is not None and gradients.ndim == 2:
         gradients = gradients[:, None].expand(-1, pairs, -1)
     result = conjugate_gradients(
@@ -231,10 +242,7 @@ def _variances(
         gradients, system.factor, _CG_TOL, 200,
         None if pairs is None else partial(objective.subset, system.curvature),
     )  # fmt: skip
-    variances = (gradients * result.solution).sum(dim=-1)
-    if influence is not None:
-        variances = variances + torch.stack([influence.variance_of(x) for x in result.solution])
-    return variances, result.solved
+    return (gradients * result.solution).sum(dim=-1), result.solution, result.solved
 
 
 def validity_findings(covariance: Matrix) -> tuple[Finding, ...]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
-
-from .arrays import Image, Kernel
+from .arrays import Kernel
 from .checks import require_variance, require_variance_at_start
 from .errors import Status
-from .fisher import Uncertainty, uncertainties_of_stack, uncertainty
+from .fisher import Uncertainty, uncertainties_of_stack, uncertainty, with_reference_noise
 from .kernel import BasisKernel
 from .objective import Objective
 from .penalty import Penalty
@@ -77,29 +75,20 @@ class Fits:
         quick: list[Uncertainty | None] = [None] * len(solutions)
         alone = objective.target.ndim == 2
         if not (alone or covariance) and not any(s.clipped is not None for s in solutions):
-            quick = uncertainties_of_stack(objective, solutions, self._reference_variances())
+            quick = uncertainties_of_stack(objective, [s.system for s in solutions])
         found = []
         for i, (solution, errors) in enumerate(zip(solutions, quick, strict=True)):
-            one = objective.pair(i)
+            one = _unclipped(objective.pair(i), solution)
             if errors is None:
-                errors = uncertainty(
-                    _unclipped(one, solution), solution.theta, covariance, solution.system,
-                    self.reference_variance and self.reference_variance(i),
-                )  # fmt: skip
+                errors = uncertainty(one, solution.theta, covariance, solution.system)
+            sigma2 = self.reference_variance(i) if self.reference_variance else None
             if self.prior is not None:
-                errors = uncertainty_in_pixels(one, errors, self.prior.priors[i])
-            found.append(errors)
+                prior = self.prior.priors[i]
+                errors = uncertainty_in_pixels(one, solution.theta, errors, prior, sigma2)
+            elif sigma2 is not None:
+                errors = with_reference_noise(one, solution.theta, errors, sigma2)
+            found.append(replace(errors, directions=None))
         return found
-
-    def _reference_variances(self) -> Image | None:
-        """sigma_R^2 [ADU^2] of each pair of a stack, (pairs, h, w); None if no noise is known."""
-        if self.reference_variance is None:
-            return None
-        each = [self.reference_variance(i) for i in range(len(self.solutions))]
-        known = [image for image in each if image is not None]
-        if not known:
-            return None
-        return torch.stack([torch.zeros_like(known[0]) if i is None else i for i in each])
 
     def true_kernel(self, i: int) -> Kernel | None:
         """The kernel between the noiseless images, (ky, kx), if :meth:`in_pixels` has another."""

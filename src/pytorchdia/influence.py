@@ -33,7 +33,7 @@ __all__ = ["ReferenceInfluence"]
 
 @dataclass(frozen=True)
 class ReferenceInfluence:
-    """What the noise of the reference does to one fit, or to each fit of a stack.
+    """What the noise of the reference does to the fit of one pair.
 
     The images have a margin of half a kernel around the frame, because the kernel spreads what is
     in them.
@@ -42,11 +42,11 @@ class ReferenceInfluence:
     ----------
     model : ImageModel
     kernel : Kernel
-        K of the solution, (..., ky, kx).
+        K of the solution, (ky, kx).
     slope, curvature : Image
         g and h with the margin, 0 where a pixel is not used; the work is done in their dtype.
     variance : Image
-        sigma_R^2 [ADU^2] with the margin, one for all fits or one for each.
+        sigma_R^2 [ADU^2] with the margin.
     """
 
     model: ImageModel
@@ -57,13 +57,11 @@ class ReferenceInfluence:
 
     @classmethod
     def of(cls, objective: Objective, theta: Params, variance: Image) -> ReferenceInfluence:
-        """At a solution ``theta``, (..., p); ``variance`` is sigma_R^2 [ADU^2], (..., h, w)."""
+        """At a solution ``theta``, (p,); ``variance`` is sigma_R^2 [ADU^2], (h, w)."""
         model, dtype = objective.model, objective.dtype
         paste = model.correlator.tiling.paste
-        home, lead = model.reference.device, objective.target.shape[:-2]
-        slope, curvature = (
-            torch.zeros(*lead, *model.shape, dtype=dtype, device=home) for _ in range(2)
-        )
+        home = model.reference.device
+        slope, curvature = (torch.zeros(model.shape, dtype=dtype, device=home) for _ in range(2))
         for tiles, g, h in objective.pixel_derivatives(theta, dtype):
             paste(g, tiles, slope)
             paste(h, tiles, curvature)
@@ -72,7 +70,7 @@ class ReferenceInfluence:
         return cls(model, kernel, *(_with_margin(image, model) for image in images))
 
     def variance_of(self, x: Params) -> Scalar:
-        """The variance x' W x of a direction ``x`` of theta, (..., p), float64."""
+        """The variance x' W x of a direction ``x`` of theta, (p,), float64."""
         model, dtype = self.model, self.slope.dtype
         x = x.to(dtype)
         moved = torch.zeros_like(self.curvature)
@@ -89,16 +87,16 @@ class ReferenceInfluence:
             influence = through.forward(kernel, tiles) + direct.forward(own, tiles)
             sigma2 = through.tiling.cut_owned(self.variance, tiles, model.device)
             noise = through.core(influence).square_().mul_(sigma2)
-            total = total + noise.sum(dim=(-3, -2, -1), dtype=torch.float64)
+            total = total + noise.sum(dtype=torch.float64)
         return total
 
-    def matrix(self, dtype: torch.dtype) -> Matrix:
-        """W of one fit, (p, p), float64; the products of its columns run in ``dtype``."""
+    def matrix(self) -> Matrix:
+        """W, (p, p), float64."""
         n = self.model.n_params
         total = torch.zeros(n, n, dtype=torch.float64, device=self.model.device)
         for columns in self._columns():
-            columns = columns.to(dtype)
-            total += (columns @ columns.mT).to(torch.float64)
+            columns = columns.to(torch.float64)
+            total += columns @ columns.mT
         return 0.5 * (total + total.mT)
 
     def _columns(self) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ import torch
 from .arrays import Basis, Image, Matrix, Params, Tiled
 from .correlate import Correlator
 from .errors import InputError
-from .fisher import Uncertainty
+from .fisher import Uncertainty, with_reference_noise
 from .image_model import ImageModel
 from .kernel import BasisKernel
 from .linalg import factorise
@@ -246,22 +246,76 @@ def in_pixels(objective: Objective, theta: Params) -> Params:
 
 
 def uncertainty_in_pixels(
-    objective: Objective, errors: Uncertainty, prior: KernelPrior
+    objective: Objective,
+    theta: Params,
+    errors: Uncertainty,
+    prior: KernelPrior,
+    reference_variance: Image | None = None,
 ) -> Uncertainty:
     """Errors of kernel pixels and background in place of those of coefficients.
 
-    Where the hyperparameters were found, their own uncertainty is added.
+    What was left out of those is added: the uncertainty of the hyperparameters, where they were
+    found, and what the noise of the reference does to the solution, hyperparameters included.
+
+    Parameters
+    ----------
+    objective : Objective
+        Of one pair, in coefficients.
+    theta : Params
+        The solution, (p,).
+    errors : Uncertainty
+    prior : KernelPrior
+    reference_variance : Image, optional
+        sigma_R^2 [ADU^2], (h, w); None if the reference has no noise.
     """
+    objective, theta, errors = _with_hyperparameters(objective, theta, errors, prior)
+    if reference_variance is not None:
+        errors = with_reference_noise(objective, theta, errors, reference_variance)
+    if errors.covariance is None:
+        return errors
     kernel = objective.model.kernel
     assert isinstance(kernel, BasisKernel)
-    spread = prior.spread_of(kernel)
-    n_k = kernel.n_params
     basis = (kernel.basis if kernel.true_basis is None else kernel.true_basis).cpu()
-    scale = math.hypot(errors.scale, float(spread.sum(dim=0).norm()))
-    if errors.covariance is None:
-        return replace(errors, scale=scale)
-    covariance = errors.covariance.cpu()
+    covariance, n_k = errors.covariance.cpu(), kernel.n_params
     left = torch.cat([basis @ covariance[:n_k], covariance[n_k:]])
     whole = torch.cat([left[:, :n_k] @ basis.T, left[:, n_k:]], dim=1)
-    whole[: len(spread), : len(spread)] += spread @ spread.T
-    return replace(errors, scale=scale, covariance=0.5 * (whole + whole.T))
+    return replace(errors, covariance=0.5 * (whole + whole.T))
+
+
+def _with_hyperparameters(
+    objective: Objective, theta: Params, errors: Uncertainty, prior: KernelPrior
+) -> tuple[Objective, Params, Uncertainty]:
+    """The same with further coefficients of unit variance, on which K depends by J, all of them 0.
+
+    J J' is the covariance that the uncertain hyperparameters add to K. Seen through a noisy
+    reference their part of the model image is left out.
+    """
+    model, kernel = objective.model, objective.model.kernel
+    assert isinstance(kernel, BasisKernel)
+    spread = prior.spread_of(kernel).to(kernel.basis)
+    n_k, extra = kernel.n_params, spread.shape[1]
+    seen, true = spread, None
+    if kernel.true_basis is not None:
+        seen, true = torch.zeros_like(spread), torch.cat([kernel.true_basis, spread], dim=1)
+    wider = BasisKernel(kernel.shape, torch.cat([kernel.basis, seen], dim=1), true)
+    sums = spread.sum(dim=0)
+
+    def widened(vector: Params, added: Params) -> Params:
+        return torch.cat([vector[:n_k], added.to(vector), vector[n_k:]])
+
+    none = torch.zeros(extra, dtype=torch.float64)
+    covariance, directions = errors.covariance, errors.directions
+    if directions is not None:
+        of_scale, *of_background = directions
+        rows = [widened(of_scale, sums), *(widened(row, none) for row in of_background)]
+        directions = torch.stack(rows)
+    if covariance is not None:
+        old = torch.arange(len(covariance))
+        old[n_k:] += extra
+        whole = torch.eye(len(covariance) + extra).to(covariance)
+        whole[old[:, None], old] = covariance
+        covariance = whole
+    scale = math.hypot(errors.scale, float(sums.norm()))
+    errors = replace(errors, scale=scale, covariance=covariance, directions=directions)
+    wide = replace(objective, model=model.with_kernel(wider), penalty=None)
+    return wide, widened(theta, none), errors
