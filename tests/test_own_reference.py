@@ -65,6 +65,7 @@ def test_light_curves_are_on_the_scale_and_the_grid_of_the_deep_image(season: Pa
     assert np.abs((flux - truth) / error).max() < 5  # no constant is free: the image holds none
     assert np.ptp(flux) > 20 * np.median(error)
     assert curve.reference_flux == pytest.approx(SCALE * 20000.0, rel=0.01)
+    assert "116 x 110 pixels made elsewhere" in (season / "run/report.html").read_text()
 
 
 def test_nothing_is_done_again_until_the_deep_image_or_its_numbers_change(season: Path) -> None:

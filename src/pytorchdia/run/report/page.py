@@ -115,6 +115,7 @@ def _overview(content: Content) -> str:
     count = {s: sum(r.status == s for r in content.rows) for s in ("done", "rejected", "failed")}
     times = sorted(r.time for r in content.rows if r.time is not None)
     used = [r.name for r in content.rows if r.in_reference]
+    origin = f"from {len(used)} frames: {', '.join(used)}" if used else "made elsewhere"
     kinds = [str(c["kind"]) for c in content.candidates]
     height, width = content.reference_shape
     facts = [
@@ -122,7 +123,7 @@ def _overview(content: Content) -> str:
                    f"{count['failed']} failed"),
         ("time, MJD", f"{times[0]:.3f} to {times[-1]:.3f}" if times else "not known"),
         ("filter", ", ".join(sorted({r.filter for r in content.rows if r.filter})) or "not known"),
-        ("reference", f"{width} x {height} pixels from {len(used)} frames: {', '.join(used)}"),
+        ("reference", f"{width} x {height} pixels {origin}"),
         ("its seeing", f"{content.fwhm:.2f} pixels"),
         ("stars", str(content.stars)),
         ("candidates", ", ".join(f"{k}: {kinds.count(k)}" for k in dict.fromkeys(kinds)) or "none"),
