@@ -623,3 +623,17 @@ def test_planes_may_have_axes_of_length_one_as_their_image_has():
     assert [f.code for f in frame.findings] == ["file-mask", "file-variance"]
     assert np.argwhere(frame.mask.numpy()).tolist() == [[1, 2]]
     assert float(frame.variance[0, 0]) == 4.0
+
+
+def test_a_folder_that_cannot_be_entered_is_told_as_such(monkeypatch, tmp_path):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.exists", refused)
+    with pytest.raises(ReadError, match="cannot be reached: Permission denied"):
+        dia.as_frame(tmp_path / "locked" / "a.fits")
+
+
+def test_a_name_too_long_for_any_file_is_no_file(tmp_path):
+    with pytest.raises(ReadError, match="There is no file"):
+        dia.as_frame(tmp_path / ("a" * 300 + ".fits"))

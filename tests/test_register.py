@@ -16,6 +16,7 @@ from pytorchdia.errors import RegistrationError
 from pytorchdia.preparation.matching import affine, match_stars, refine
 from pytorchdia.preparation.register import (
     Registration,
+    _require_overlap,
     find_transform,
     measure_flux_ratio,
     measure_transparency,
@@ -92,6 +93,42 @@ def test_known_transformation_is_recovered_to_a_twentieth_of_a_pixel(name, n):
     assert found.scale == pytest.approx(math.sqrt(np.linalg.det(truth[:, :2])), abs=1e-3)
     expected = math.degrees(math.atan2(truth[1, 0], truth[0, 0]))
     assert math.remainder(found.rotation - expected, 360.0) == pytest.approx(0.0, abs=0.05)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 25.0])
+@pytest.mark.parametrize("max_shift", [None, 40.0])
+def test_a_mirrored_frame_is_placed_and_its_light_kept(degrees, max_shift):
+    mirror = np.array([[-1.0, 0.0, SHAPE[1] - 1.0], [0.0, 1.0, 0.0]])
+    turn = turned(degrees, 6.3, -9.2)
+    truth = np.column_stack([turn[:, :2] @ mirror[:, :2], turn[:, :2] @ mirror[:, 2] + turn[:, 2]])
+    stars = field(3, 500, margin=100.0)
+    frame, onto = seen(stars, truth, phi=1.9, seed=1), seen(stars, seed=2)
+    found = find_transform(frame, onto, max_shift=max_shift)
+    assert (found.by, found.how) == ("stars", "resampled")
+    assert rms(found.matrix, truth) < 0.05
+    ratio, n = measure_flux_ratio(frame, onto, found)
+    assert ratio == pytest.approx(1.0, abs=0.05)
+    assert n > 20
+    moved = apply_registration(frame, found, onto.shape)
+    plain = seen(stars, phi=1.9, seed=5)
+    inside = (moved.flags == 0).numpy()
+    assert inside.mean() > 0.6
+    apart = (moved.data - plain.data).numpy()[inside]
+    noise = np.sqrt(((READ_NOISE / GAIN) ** 2 + plain.data.numpy()[inside] / GAIN) * 2.0)
+    assert np.median(np.abs(apart / noise)) < 0.8  # 0.67 were both noises white
+
+
+def test_a_small_frame_finds_its_place_on_a_large_reference():
+    large = (1000, 1100)
+    stars = field(4, 3000, large)
+    onto = seen(stars, shape=large, seed=2)
+    shift = np.array([[1.0, 0.0, -700.3], [0.0, 1.0, -810.6]])
+    frame = seen(stars, shift, (200, 180), seed=1)
+    found = find_transform(frame, onto)
+    assert farthest(found.matrix, shift, large) < 0.3
+    away = np.array([[1.0, 0.0, 175.0], [0.0, 1.0, 0.0]])  # five columns in common
+    with pytest.raises(RegistrationError, match="have 2 % of the smaller one"):
+        _require_overlap(replace(found, matrix=away), frame, onto, None)
 
 
 @pytest.mark.parametrize("n", [10, 20, 30])

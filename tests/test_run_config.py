@@ -159,6 +159,22 @@ def test_the_example_of_a_time_keyword_can_be_switched_on(tmp_path: Path) -> Non
     assert (time.keyword, time.when, time.scale) == ("JDMID", "mid", "utc")
 
 
+def test_the_name_of_a_time_keyword_is_enough(tmp_path: Path) -> None:
+    write_season(tmp_path, 1)
+    time = load_settings(written(tmp_path, '[keywords]\ntime = "HJDMID"\n')).keywords.time
+    assert time is not None
+    assert (time.keyword, time.when) == ("HJDMID", "start")
+
+
+def test_init_names_further_images_of_the_files(tmp_path: Path) -> None:
+    path = write_frame(tmp_path, epochs(1)[0])
+    image = fits.getdata(path)
+    further = [fits.ImageHDU(image, name=f"CCD{i}") for i in (1, 2, 3)]
+    fits.HDUList([fits.PrimaryHDU(), *further]).writeto(path, overwrite=True)
+    text = init_config(tmp_path).read_text()
+    assert "other images that were not: [CCD2], [CCD3]" in " ".join(text.replace("#", "").split())
+
+
 def test_init_writes_what_load_reads(tmp_path: Path) -> None:
     write_season(tmp_path, 4)
     (tmp_path / "config.toml").unlink()

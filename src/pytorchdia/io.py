@@ -5,6 +5,7 @@ The only file that knows about paths, HDUs, CCDData, NumPy arrays and tensors on
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import warnings
@@ -268,8 +269,12 @@ def _from_path(source: str | Path, hdu: int | str | None, given: _Given) -> Fram
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
+    except ValueError:  # a name that no file can have, with a zero byte
         return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise ReadError(f"{path} cannot be reached: {error.strerror}.") from error
 
 
 def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Given) -> Frame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ __all__ = ["Match", "affine", "match_stars", "refine"]
 
 FloatArray = NDArray[np.float64]
 
-_BRIGHTEST = 250  # stars that vote for a shift
+_BRIGHTEST = 250  # stars that vote for a shift, or more of the larger field
+_MOST = 8000
 _BIN = 3.0  # pixels, of the histogram of shifts
 _CHANCE = 1e-4  # probability at which a match by chance is believed in
 _FIRST_RADIUS = 5.0  # pixels within which a first guess must lie
@@ -73,7 +74,7 @@ def match_stars(
 
     Tried are the ``guesses``, the shifts for which most pairs of bright stars vote (as the frame
     stands, and turned by 180 degrees), and, if none of these rules out chance, the triangles of
-    astroalign for any rotation and scale.
+    astroalign for any rotation and scale, and at last all this for the frame's mirror image.
 
     Parameters
     ----------
@@ -90,13 +91,33 @@ def match_stars(
     span = max(float(np.ptp(onto, axis=0).max()), float(np.ptp(frame, axis=0).max()), 1.0)
     reach = min(max_shift, span) if max_shift is not None else span
     shifts = (2.0 * reach / _BIN) ** 2
-    for turned in (1.0, -1.0):
-        candidates += [(guess, 2.0 * shifts) for guess in _voted(onto, frame, turned, reach)]
     best = _best(onto, frame, candidates)
-    if best is None or not best.significant:
-        tried = [(guess, 1e3 * shifts) for guess in _by_triangles(onto, frame)]
-        best = _best(onto, frame, tried, best)
+    for way in (_as_it_is(), _mirror(frame)):
+        seen = affine(way, frame)
+        for propose, trials in ((_voted, 2.0), (_by_triangles, 1e3)):
+            if best is None or not best.significant or propose is _voted:
+                tried = [(_after(way, g), trials * shifts) for g in propose(onto, seen, reach)]
+                best = _best(onto, frame, tried, best)
+        if best is not None and best.significant:
+            break
     return best
+
+
+def _as_it_is() -> FloatArray:
+    return np.eye(3)[:2]
+
+
+def _mirror(points: FloatArray) -> FloatArray:
+    """The matrix that turns x round within the points; it is its own inverse."""
+    ends = points[:, 0].min() + points[:, 0].max()
+    return np.array([[-1.0, 0.0, ends], [0.0, 1.0, 0.0]])
+
+
+def _after(second: FloatArray, first: FloatArray) -> FloatArray:
+    """Both transformations one after the other."""
+    linear = second[:, :2] @ first
+    linear[:, 2] += second[:, 2]
+    return linear
 
 
 def _best(
@@ -116,9 +137,22 @@ def _rank(match: Match) -> tuple[bool, float]:
     return match.significant, len(match) - match.by_chance
 
 
-def _voted(onto: FloatArray, frame: FloatArray, turned: float, reach: float) -> list[FloatArray]:
-    """The three shifts that most pairs of bright stars have in common."""
-    a, b = turned * onto[:_BRIGHTEST], frame[:_BRIGHTEST]
+def _voted(onto: FloatArray, frame: FloatArray, reach: float) -> Iterator[FloatArray]:
+    """The shifts that most pairs of bright stars have in common, with a half turn and without."""
+    for turned in (1.0, -1.0):
+        yield from _most_voted(onto, frame, turned, reach)
+
+
+def _most_voted(
+    onto: FloatArray, frame: FloatArray, turned: float, reach: float
+) -> list[FloatArray]:
+    areas = [float(np.prod(np.maximum(np.ptp(points, axis=0), 1.0))) for points in (onto, frame)]
+    # As many from the larger field as let the smaller one have its share of them.
+    a, b = (
+        points[: min(int(_BRIGHTEST * max(1.0, area / min(areas))), _MOST)]
+        for points, area in zip((onto, frame), areas, strict=True)
+    )
+    a = turned * a
     shift = (b[:, None, :] - a[None, :, :]).reshape(-1, 2)
     if turned > 0:
         shift = shift[np.abs(shift).max(axis=1) <= reach]
@@ -142,8 +176,8 @@ def _voted(onto: FloatArray, frame: FloatArray, turned: float, reach: float) -> 
     return found
 
 
-def _by_triangles(onto: FloatArray, frame: FloatArray) -> Iterator[FloatArray]:
-    """Similarity transformations proposed by astroalign (Beroiz et al. 2020)."""
+def _by_triangles(onto: FloatArray, frame: FloatArray, reach: float) -> Iterator[FloatArray]:
+    """Similarity transformations proposed by astroalign (Beroiz et al. 2020), of any reach."""
     import astroalign  # it imports scikit-image, which takes a while
 
     for n in (20, 50):
@@ -162,6 +196,10 @@ def refine(
     onto: FloatArray, frame: FloatArray, guess: FloatArray, trials: float = 1.0
 ) -> Match | None:
     """Match all stars by mutual nearest neighbours near a guess, and fit again till it stands."""
+    if np.linalg.det(guess[:, :2]) < 0:  # a similarity does not mirror
+        way = _mirror(frame)
+        match = refine(onto, affine(way, frame), _after(way, guess), trials)
+        return None if match is None else replace(match, matrix=_after(way, match.matrix))
     tree, matrix, radius = cKDTree(frame), guess, _FIRST_RADIUS
     pairs: tuple[NDArray[np.int_], NDArray[np.int_]] | None = None
     for step in range(12):

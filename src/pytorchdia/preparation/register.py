@@ -30,7 +30,7 @@ MAX_DRIFT = 0.05
 _SAME_GRID = 0.05  # pixels within which two grids are one
 _WCS_SEARCH = 20.0  # pixels within which the stars are looked for where the WCS puts them
 _ENOUGH = 12  # stars in both frames, among which a match must be found where a WCS promises one
-_OVERLAP = 0.05  # share of the frame that must lie on the reference
+_OVERLAP = 0.05  # share of the smaller of two images that must lie on the other
 
 
 @dataclass(frozen=True)
@@ -261,15 +261,18 @@ def _require_no_contradiction(
 def _require_overlap(
     found: Registration, frame: Frame, onto: Frame, max_shift: float | None
 ) -> None:
-    points = _grid(onto.shape, 41)
-    moved = affine(found.matrix, points)
-    h, w = frame.shape
-    inside = ((moved >= 0) & (moved <= [w - 1, h - 1])).all(axis=1)
-    if inside.mean() < _OVERLAP:
+    back = np.linalg.inv(np.vstack([found.matrix, [0.0, 0.0, 1.0]]))[:2]
+    # Of the smaller one, since a small frame covers little of a large reference.
+    share = max(
+        _share_inside(found.matrix, onto.shape, frame.shape),
+        _share_inside(back, frame.shape, onto.shape),
+    )
+    if share < _OVERLAP:
         raise RegistrationError(
-            f"{frame.name} covers {100 * inside.mean():.0f} % of {onto.name} (by its {found.by}): "
-            "it shows another field."
+            f"{frame.name} and {onto.name} have {100 * share:.0f} % of the smaller one in common "
+            f"(by {found.by}): they show different fields."
         )
+    points = _grid(onto.shape)
     middle = points.mean(axis=0)
     shift = float(np.hypot(*(affine(found.matrix, middle[None])[0] - middle)))
     if max_shift is not None and shift > max_shift:
@@ -277,6 +280,13 @@ def _require_overlap(
             f"{frame.name} is shifted by {shift:.0f} pixels against {onto.name}, more than the "
             f"{max_shift:g} allowed."
         )
+
+
+def _share_inside(matrix: FloatArray, shape: tuple[int, int], other: tuple[int, int]) -> float:
+    """The share of an image whose pixels a matrix takes into another one."""
+    moved = affine(matrix, _grid(shape, 41))
+    h, w = other
+    return float(((moved >= 0) & (moved <= [w - 1, h - 1])).all(axis=1).mean())
 
 
 def _why_not(match: Match | None, n_frame: int, n_onto: int, frame: Frame, onto: Frame) -> str:

@@ -116,6 +116,11 @@ class KeywordSettings(_Section):
         (), description="EXTNAMEs of HDUs that hold a frame's variance [ADU^2]."
     )
 
+    @field_validator("time", mode="before")
+    @classmethod
+    def _a_word_is_a_keyword(cls, value: Any) -> Any:
+        return {"keyword": value} if isinstance(value, str) else value
+
 
 class QualitySettings(_Section):
     """Limits beyond which a frame is rejected; inf, or 0 for a lower limit, switches one off."""
