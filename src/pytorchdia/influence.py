@@ -1,17 +1,17 @@
 """How the noise of the reference moves the fit, to first order: a part of its errors.
 
-The fit ends where the score A' g vanishes. A change of the reference's pixel p changes the score by
-s(p) = d(A' g) / dR_p, and so the solution by -H^-1 s(p). With noise sigma_R in every pixel the
-covariance of the solution has, beside the H^-1 that comes from the noise of the target,
+The fit ends where the score A' g vanishes. A change dR of the reference changes the model image by
+dR (x) K, hence the score by A' [h (dR (x) K)] and the solution by -H^-1 of that. With noise sigma_R
+in every pixel p of the reference, the covariance of the solution has, beside the H^-1 that comes
+from the noise of the target,
 
-    H^-1 W H^-1,   W = sum_p sigma_R^2(p) s(p) s(p)'.
+    H^-1 W H^-1,   W = sum_p sigma_R^2(p) s(p) s(p)',   x' s(p) = (K * [h A x])(p),
 
-R is in the score twice: in the model image, and in A. For a direction x of theta, with kernel k,
+where x is any direction of theta, the star the adjoint of the correlation of eq 2, and h the second
+derivative of each pixel's term by the model. This holds for every likelihood and every noise model.
 
-    x' s(p) = (K * [h A x])(p) + (k * g)(p),
-
-where the star is the adjoint of the correlation of eq 2, and g and h are the derivatives of each
-pixel's term by the model. This holds for every likelihood and every noise model.
+R is in A, too. That part of the change, dA' g, is a product of the noise of both images, which
+H^-1 at the R as it is holds already: it is not counted twice.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ class ReferenceInfluence:
     model : ImageModel
     kernel : Kernel
         K of the solution, (ky, kx).
-    slope, curvature : Image
-        g and h with the margin, 0 where a pixel is not used; the work is done in their dtype.
+    curvature : Image
+        h with the margin, 0 where a pixel is not used; the work is done in its dtype.
     variance : Image
         sigma_R^2 [ADU^2] with the margin.
     """
 
     model: ImageModel
     kernel: Kernel
-    slope: Image
     curvature: Image
     variance: Image
 
@@ -59,35 +58,28 @@ class ReferenceInfluence:
     def of(cls, objective: Objective, theta: Params, variance: Image) -> ReferenceInfluence:
         """At a solution ``theta``, (p,); ``variance`` is sigma_R^2 [ADU^2], (h, w)."""
         model, dtype = objective.model, objective.dtype
-        paste = model.correlator.tiling.paste
-        home = model.reference.device
-        slope, curvature = (torch.zeros(model.shape, dtype=dtype, device=home) for _ in range(2))
-        for tiles, g, h in objective.pixel_derivatives(theta, dtype):
-            paste(g, tiles, slope)
-            paste(h, tiles, curvature)
+        tiled = objective.evaluate(theta, dtype).curvature
+        assert tiled is not None
+        curvature = torch.zeros(model.shape, dtype=dtype, device=model.reference.device)
+        for tiles, part in zip(model.chunks, tiled, strict=True):
+            model.correlator.tiling.paste(part, tiles, curvature)
+        images = (curvature, variance.to(curvature))
         kernel = model.kernel_image(theta).to(dtype)
-        images = (slope, curvature, variance.to(home, dtype))
         return cls(model, kernel, *(_with_margin(image, model) for image in images))
 
     def variance_of(self, x: Params) -> Scalar:
         """The variance x' W x of a direction ``x`` of theta, (p,), float64."""
-        model, dtype = self.model, self.slope.dtype
-        x = x.to(dtype)
+        model = self.model
         moved = torch.zeros_like(self.curvature)
-        for tiles, values in model.models(x):
+        for tiles, values in model.models(x.to(moved.dtype)):
             model.correlator.tiling.paste(values, tiles, _without_margin(moved, model))
-        moved.mul_(self.curvature)
-        through, direct = self._correlator(moved), self._correlator(self.slope)
-        kernel, own = (
-            through.kernel_spectrum(each.flip(-2, -1))
-            for each in (self.kernel, model.kernel_image(x))
-        )
+        through = self._correlator(moved.mul_(self.curvature))
+        kernel = through.kernel_spectrum(self.kernel.flip(-2, -1))
         total = torch.zeros((), dtype=torch.float64, device=model.device)
         for tiles in through.chunks:
-            influence = through.forward(kernel, tiles) + direct.forward(own, tiles)
+            influence = through.core(through.forward(kernel, tiles))
             sigma2 = through.tiling.cut_owned(self.variance, tiles, model.device)
-            noise = through.core(influence).square_().mul_(sigma2)
-            total = total + noise.sum(dtype=torch.float64)
+            total = total + influence.square_().mul_(sigma2).sum(dtype=torch.float64)
         return total
 
     def matrix(self) -> Matrix:
@@ -101,30 +93,26 @@ class ReferenceInfluence:
 
     def _columns(self) -> Iterator[Tensor]:
         """sigma_R s of the pixels of one tile after the other, (p, pixels)."""
-        model, device, dtype = self.model, self.model.device, self.slope.dtype
+        model, device, dtype = self.model, self.model.device, self.curvature.dtype
         through = self._correlator(self.curvature)
         tiling = through.tiling
         kernel = through.kernel_spectrum(self.kernel.flip(-2, -1))
-        # Views of R and of g at every lag of the box, (ky, kx, row, column).
         reference = self._at_lags(_with_margin(model.reference, model))
-        slope = self._at_lags(self.slope)
         background = _with_margin(self._background_terms(), model)
         step = max(1, elements_at_a_time(device) // (tiling.fft[0] * tiling.fft[1]))
         for tile in (slice(i, i + 1) for i in range(len(tiling))):
             sigma = tiling.cut_owned(self.variance, tile, device).sqrt()
             if not bool((sigma > 0).any()):
                 continue
-            direct = tiling.cut(slope, tile).to(device, dtype).flip(0, 1)  # g at p - lag
-            direct = self._in_basis(direct)
-            columns = torch.cat([direct, direct.new_zeros(len(background), *direct.shape[1:])])
             wide = tiling.cut_wide(reference, tile).to(device, dtype)
+            of_kernel = model.kernel.coefficients(wide.movedim((0, 1), (-2, -1))).movedim(-1, 0)
             terms = tiling.cut_wide(background, tile).to(device)
             h = tiling.cut_wide(self.curvature, tile).to(device)
-            sources = torch.cat([self._in_basis(wide), terms])
-            for some in (slice(i, i + step) for i in range(0, len(sources), step)):
-                spread = through.forward(kernel, tile, instead=sources[some] * h)
-                columns[some] += through.core(spread)
-            yield columns.mul_(sigma).flatten(1)
+            columns = [
+                through.core(through.forward(kernel, tile, instead=part * h)).mul_(sigma)
+                for part in (*of_kernel.split_with_sizes(_parts(len(of_kernel), step)), terms)
+            ]
+            yield torch.cat(columns).flatten(1)
 
     def _at_lags(self, image: Image) -> Tensor:
         """``image`` moved by every lag of the box, a view (ky, kx, h, w)."""
@@ -132,18 +120,19 @@ class ReferenceInfluence:
         windows = _with_margin(image, self.model).unfold(0, ky, 1).unfold(1, kx, 1)
         return windows.permute(2, 3, 0, 1)
 
-    def _in_basis(self, at_lags: Tensor) -> Tensor:
-        """(ky, kx, ...) summed to (n_k, ...)."""
-        return self.model.kernel.coefficients(at_lags.movedim((0, 1), (-2, -1))).movedim(-1, 0)
-
     def _background_terms(self) -> Tensor:
         """The derivative of the model by each background coefficient, (n_b, h, w)."""
-        background = self.model.background
-        unit = torch.eye(background.n_params, dtype=self.slope.dtype, device=self.slope.device)
+        background, like = self.model.background, self.curvature
+        unit = torch.eye(background.n_params, dtype=like.dtype, device=like.device)
         return background.image(unit, self.model.shape)
 
     def _correlator(self, image: Image) -> Correlator:
         return Correlator(image, self.model.kernel.half_shape, device=self.model.device)
+
+
+def _parts(n: int, step: int) -> list[int]:
+    """Sizes of the parts of n things, at most ``step`` in each."""
+    return [min(step, n - i) for i in range(0, n, step)]
 
 
 def _with_margin(image: Tensor, model: ImageModel) -> Tensor:

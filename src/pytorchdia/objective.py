@@ -9,7 +9,7 @@ sigma^2 by M come from automatic differentiation; the chain rule joins them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -162,18 +162,6 @@ class Objective:
         constant = self.counts.to(total) * self.likelihood.log_norm
         loss = total + constant + self._penalty_value(theta)
         return Evaluation(loss, gradient, h)
-
-    def pixel_derivatives(
-        self, theta: Params, dtype: torch.dtype
-    ) -> Iterator[tuple[slice, Pixels, Pixels]]:
-        """Chunk by chunk: (tiles, g, h), the derivatives of each pixel's term by the model.
-
-        They are (..., tile, row, column), 0 where a pixel is not used.
-        """
-        for i, (tiles, model) in enumerate(self.model.models(theta.to(dtype))):
-            with torch.no_grad():
-                _, g, h = self._pixel_terms(self.model.correlator.core(model), i, curvature=True)
-            yield tiles, g, h
 
     @cached_property
     def _all_used(self) -> list[bool]:
