@@ -52,16 +52,16 @@ class Pair:
     reference_noise: NoiseModel | None
     findings: tuple[Finding, ...]
 
-    def reference_variance(self) -> Image | None:
-        """sigma_R^2 [ADU^2], (h, w), float64, 0 at bad pixels; None if it is not known."""
+    def reference_variance(self, dtype: torch.dtype = torch.float64) -> Image | None:
+        """sigma_R^2 [ADU^2], (h, w), 0 at bad pixels; None if it is not known."""
         if self.reference_noise is None:
             return None
         data, flags = self.reference.data, self.reference.flags
-        found = torch.empty(data.shape, dtype=torch.float64)
+        found = torch.empty(data.shape, dtype=dtype)
         for rows in strips(len(data)):
             noise = self.reference_noise.rearranged(partial(_some_rows, rows))
             sigma2 = noise.variance(data[rows].to(torch.float64))
-            found[rows] = torch.where(flags[rows] == 0, sigma2, 0.0)
+            found[rows] = torch.where(flags[rows] == 0, sigma2, 0.0).to(dtype)
         return found
 
 

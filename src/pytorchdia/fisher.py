@@ -113,7 +113,11 @@ def uncertainty(
 
 
 def with_reference_noise(
-    objective: Objective, theta: Params, errors: Uncertainty, variance: Image
+    objective: Objective,
+    theta: Params,
+    errors: Uncertainty,
+    variance: Image,
+    system: System | None = None,
 ) -> Uncertainty:
     """Errors with what the noise of the reference adds to them (:mod:`.influence`).
 
@@ -126,10 +130,13 @@ def with_reference_noise(
         Those that the noise of the target gives, with their directions.
     variance : Image
         sigma_R^2 [ADU^2] of each pixel of the reference, (h, w), 0 where it has no part.
+    system : System, optional
+        What the solver knows of the Hessian at ``theta``, to save its computation.
     """
     if errors.directions is None:
         return errors
-    influence = ReferenceInfluence.of(objective, theta, variance)
+    curvature = None if system is None else system.curvature
+    influence = ReferenceInfluence.of(objective, theta, variance, curvature)
     added = [math.sqrt(float(influence.variance_of(x))) for x in errors.directions]
     scale, *background = map(math.hypot, (errors.scale, *errors.background), added)
     covariance = errors.covariance

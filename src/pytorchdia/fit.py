@@ -81,12 +81,12 @@ class Fits:
             one = _unclipped(objective.pair(i), solution)
             if errors is None:
                 errors = uncertainty(one, solution.theta, covariance, solution.system)
-            sigma2 = self.reference_variance(i) if self.reference_variance else None
+            sigma2 = self.reference_variance(i, one.dtype) if self.reference_variance else None
             if self.prior is not None:
                 prior = self.prior.priors[i]
-                errors = uncertainty_in_pixels(one, solution.theta, errors, prior, sigma2)
+                errors = uncertainty_in_pixels(one, solution, errors, prior, sigma2)
             elif sigma2 is not None:
-                errors = with_reference_noise(one, solution.theta, errors, sigma2)
+                errors = with_reference_noise(one, solution.theta, errors, sigma2, solution.system)
             found.append(replace(errors, directions=None))
         return found
 

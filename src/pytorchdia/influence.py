@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .arrays import Image, Kernel, Matrix, Params, Scalar
+from .arrays import Image, Kernel, Matrix, Params, Scalar, Tiled
 from .correlate import Correlator, elements_at_a_time
 from .image_model import ImageModel
 from .objective import Objective
@@ -35,45 +35,55 @@ __all__ = ["ReferenceInfluence"]
 class ReferenceInfluence:
     """What the noise of the reference does to the fit of one pair.
 
-    The images have a margin of half a kernel around the frame, because the kernel spreads what is
-    in them.
-
     Parameters
     ----------
     model : ImageModel
     kernel : Kernel
         K of the solution, (ky, kx).
-    curvature : Image
-        h with the margin, 0 where a pixel is not used; the work is done in its dtype.
+    curvature : Tiled
+        h, 0 where a pixel is not used; the work is done in its dtype.
     variance : Image
-        sigma_R^2 [ADU^2] with the margin.
+        sigma_R^2 [ADU^2] with a margin of half a kernel, because the kernel spreads what is in the
+        frame.
     """
 
     model: ImageModel
     kernel: Kernel
-    curvature: Image
+    curvature: Tiled
     variance: Image
 
     @classmethod
-    def of(cls, objective: Objective, theta: Params, variance: Image) -> ReferenceInfluence:
-        """At a solution ``theta``, (p,); ``variance`` is sigma_R^2 [ADU^2], (h, w)."""
-        model, dtype = objective.model, objective.dtype
-        tiled = objective.evaluate(theta, dtype).curvature
-        assert tiled is not None
-        curvature = torch.zeros(model.shape, dtype=dtype, device=model.reference.device)
-        for tiles, part in zip(model.chunks, tiled, strict=True):
-            model.correlator.tiling.paste(part, tiles, curvature)
-        images = (curvature, variance.to(curvature))
-        kernel = model.kernel_image(theta).to(dtype)
-        return cls(model, kernel, *(_with_margin(image, model) for image in images))
+    def of(
+        cls, objective: Objective, theta: Params, variance: Image, curvature: Tiled | None = None
+    ) -> ReferenceInfluence:
+        """At a solution ``theta``, (p,).
+
+        Parameters
+        ----------
+        objective : Objective
+        theta : Params
+        variance : Image
+            sigma_R^2 [ADU^2], (h, w).
+        curvature : Tiled, optional
+            h at the solution, to save its computation.
+        """
+        model = objective.model
+        if curvature is None:
+            curvature = objective.evaluate(theta, objective.dtype).curvature
+            assert curvature is not None
+        dtype = curvature[0].dtype
+        wide = _with_margin(variance.to(model.reference.device, dtype), model)
+        return cls(model, model.kernel_image(theta).to(dtype), curvature, wide)
 
     def variance_of(self, x: Params) -> Scalar:
         """The variance x' W x of a direction ``x`` of theta, (p,), float64."""
         model = self.model
-        moved = torch.zeros_like(self.curvature)
-        for tiles, values in model.models(x.to(moved.dtype)):
-            model.correlator.tiling.paste(values, tiles, _without_margin(moved, model))
-        through = self._correlator(moved.mul_(self.curvature))
+        moved = torch.zeros_like(self.variance)
+        chunks = model.models(x.to(moved.dtype))
+        for (tiles, values), h in zip(chunks, self.curvature, strict=True):
+            weighted = values.mul_(h)
+            model.correlator.tiling.paste(weighted, tiles, _without_margin(moved, model))
+        through = self._correlator(moved)
         kernel = through.kernel_spectrum(self.kernel.flip(-2, -1))
         total = torch.zeros((), dtype=torch.float64, device=model.device)
         for tiles in through.chunks:
@@ -93,8 +103,11 @@ class ReferenceInfluence:
 
     def _columns(self) -> Iterator[Tensor]:
         """sigma_R s of the pixels of one tile after the other, (p, pixels)."""
-        model, device, dtype = self.model, self.model.device, self.curvature.dtype
-        through = self._correlator(self.curvature)
+        model, device, dtype = self.model, self.model.device, self.variance.dtype
+        curvature = torch.zeros_like(self.variance)
+        for tiles, part in zip(model.chunks, self.curvature, strict=True):
+            model.correlator.tiling.paste(part, tiles, _without_margin(curvature, model))
+        through = self._correlator(curvature)
         tiling = through.tiling
         kernel = through.kernel_spectrum(self.kernel.flip(-2, -1))
         reference = self._at_lags(_with_margin(model.reference, model))
@@ -107,7 +120,7 @@ class ReferenceInfluence:
             wide = tiling.cut_wide(reference, tile).to(device, dtype)
             of_kernel = model.kernel.coefficients(wide.movedim((0, 1), (-2, -1))).movedim(-1, 0)
             terms = tiling.cut_wide(background, tile).to(device)
-            h = tiling.cut_wide(self.curvature, tile).to(device)
+            h = tiling.cut_wide(curvature, tile).to(device)
             columns = [
                 through.core(through.forward(kernel, tile, instead=part * h)).mul_(sigma)
                 for part in (*of_kernel.split_with_sizes(_parts(len(of_kernel), step)), terms)
@@ -122,7 +135,7 @@ class ReferenceInfluence:
 
     def _background_terms(self) -> Tensor:
         """The derivative of the model by each background coefficient, (n_b, h, w)."""
-        background, like = self.model.background, self.curvature
+        background, like = self.model.background, self.variance
         unit = torch.eye(background.n_params, dtype=like.dtype, device=like.device)
         return background.image(unit, self.model.shape)
 

@@ -38,8 +38,8 @@ __all__ = [
     "uncertainty_in_pixels",
 ]
 
-ReferenceVariance = Callable[[int], Image | None]
-"""sigma_R^2 [ADU^2] of the i-th pair, (h, w), float64; None if it is not known."""
+ReferenceVariance = Callable[[int, torch.dtype], Image | None]
+"""sigma_R^2 [ADU^2] of the i-th pair, (h, w), in a dtype; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ def regularise(
     device = model.device
     priors, roots, seen, starts, effective = [], [], [], [], []
     for i, solution in enumerate(solutions):
-        sigma2 = reference_variance(i) if reference_variance and prior.noisy_reference else None
+        sigma2 = None
+        if reference_variance and prior.noisy_reference:
+            sigma2 = reference_variance(i, torch.float64)
         given = _quadratic(objective.pair(i), solution, sigma2)
         found = prior.found(given.information, given.kernel, model.kernel, given.projected)
         root = found.root(model.kernel)
@@ -247,7 +249,7 @@ def in_pixels(objective: Objective, theta: Params) -> Params:
 
 def uncertainty_in_pixels(
     objective: Objective,
-    theta: Params,
+    solution: Solution,
     errors: Uncertainty,
     prior: KernelPrior,
     reference_variance: Image | None = None,
@@ -261,16 +263,15 @@ def uncertainty_in_pixels(
     ----------
     objective : Objective
         Of one pair, in coefficients.
-    theta : Params
-        The solution, (p,).
+    solution : Solution
     errors : Uncertainty
     prior : KernelPrior
     reference_variance : Image, optional
         sigma_R^2 [ADU^2], (h, w); None if the reference has no noise.
     """
-    objective, theta, errors = _with_hyperparameters(objective, theta, errors, prior)
+    objective, theta, errors = _with_hyperparameters(objective, solution.theta, errors, prior)
     if reference_variance is not None:
-        errors = with_reference_noise(objective, theta, errors, reference_variance)
+        errors = with_reference_noise(objective, theta, errors, reference_variance, solution.system)
     if errors.covariance is None:
         return errors
     kernel = objective.model.kernel

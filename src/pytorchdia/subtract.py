@@ -258,8 +258,8 @@ def _prepare(
     return Pair(target, reference, flags, level, noise, reference_noise, findings)
 
 
-def _reference_variance(group: list[Pair], i: int) -> torch.Tensor | None:
-    return group[i].reference_variance()
+def _reference_variance(group: list[Pair], i: int, dtype: torch.dtype) -> torch.Tensor | None:
+    return group[i].reference_variance(dtype)
 
 
 def _groups(pairs: list[Pair], plan: MemoryPlan) -> Iterator[list[Pair]]:
