@@ -123,7 +123,7 @@ class ReferenceInfluence:
             h = tiling.cut_wide(curvature, tile).to(device)
             columns = [
                 through.core(through.forward(kernel, tile, instead=part * h)).mul_(sigma)
-                for part in (*of_kernel.split_with_sizes(_parts(len(of_kernel), step)), terms)
+                for part in (*torch.split(of_kernel, step), terms)
             ]
             yield torch.cat(columns).flatten(1)
 
@@ -141,11 +141,6 @@ class ReferenceInfluence:
 
     def _correlator(self, image: Image) -> Correlator:
         return Correlator(image, self.model.kernel.half_shape, device=self.model.device)
-
-
-def _parts(n: int, step: int) -> list[int]:
-    """Sizes of the parts of n things, at most ``step`` in each."""
-    return [min(step, n - i) for i in range(0, n, step)]
 
 
 def _with_margin(image: Tensor, model: ImageModel) -> Tensor:

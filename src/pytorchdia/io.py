@@ -345,11 +345,17 @@ def _with_finding(frame: Frame, finding: Finding | None) -> Frame:
 
 @dataclass(frozen=True)
 class _Planes:
-    """Names of the HDUs that belong to an image, and what they hold."""
+    """Names of the HDUs that belong to an image, and what they hold.
+
+    Attributes
+    ----------
+    masks : tuple of str
+    powers : Mapping of str to int
+        Of each uncertainty, the power that is the variance.
+    """
 
     masks: tuple[str, ...]
     powers: Mapping[str, int]
-    """The power of an uncertainty that is the variance."""
 
     @classmethod
     def of(cls, keywords: Keywords) -> _Planes:

@@ -1,0 +1,55 @@
+"""What error bars cost, and what the noise of the reference adds to that.
+
+The claim: errors of P and of the background that hold the noise of the reference add less than a
+tenth to a call; the whole covariance costs more than the fit, with that noise several times more.
+
+    python benchmarks/error_cost.py
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from harness import (
+    REFERENCE_NOISE,
+    clocked,
+    make_pair,
+    options,
+    ours,
+    record,
+    show,
+    statistics_of,
+    take_turns,
+)
+
+from pytorchdia import GaussianProcessPrior
+
+
+def main() -> None:
+    parser = options(__doc__, kernel=19, repeat=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[142, 1000])
+    arguments = parser.parse_args()
+    rows = []
+    for n in arguments.sizes:
+        images = make_pair(n)
+        for name, penalty in (("plain", None), ("prior", GaussianProcessPrior())):
+            named = {}
+            for errors, covariance in (("none", None), ("P and B", False), ("all", True)):
+                for noise, of_reference in (("", None), (", noisy reference", REFERENCE_NOISE)):
+                    if errors == "none" and noise:
+                        continue
+                    named[errors + noise] = clocked(
+                        partial(
+                            ours, images, arguments.kernel, penalty=penalty,
+                            covariance=covariance, reference_noise=of_reference,
+                        )
+                    )  # fmt: skip
+            for contender, times in take_turns(named, arguments.repeat).items():
+                row = {"image": n, "kernel": arguments.kernel, "fit": name, "errors": contender}
+                rows.append(row | statistics_of(times))
+                show(rows[-1])
+    record("error-cost", rows, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
