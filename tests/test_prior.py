@@ -358,3 +358,24 @@ def test_a_basis_for_each_pair_of_a_stack_is_not_copied_for_each_row():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert float(wide.coefficients(torch.ones(1000, 8, 21, 21)).min()) == 441.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_hyperparameters_are_no_more_uncertain_than_the_noise_of_the_data_lets_them(seed):
+    # Three points are not a kernel of the prior's form, and the noise is low: where the evidence
+    # looks flat the kernel would move by more than the data allow, J' H J above 1.
+    kernel = torch.zeros(11, 11, dtype=torch.float64)
+    kernel[3, 5], kernel[7, 2], kernel[6, 8] = 0.5, 0.3, 0.2
+    pair = simulate_pair(seed, (80, 76), phi_r=1.0)
+    reference = torch.from_numpy(pair.reference_noiseless - pair.sky_r)
+    model = ImageModel(reference, DeltaKernel(11), PolynomialBackground(0))
+    truth = torch.cat([kernel.flatten(), torch.full((1,), pair.sky_i, dtype=torch.float64)])
+    noise = torch.from_numpy(np.random.default_rng(2).standard_normal((80, 76)))
+    o = Objective(model, model.mv(truth) + noise, model.valid, FixedVariance(1.0), Gaussian())
+    theta = Newton().solve(o).theta
+    matrix = o.hessian(o.evaluate(theta).curvature)
+    information = matrix[:121, :121] - matrix[:121, 121:] @ matrix[121:, :121] / matrix[121, 121]
+    found = GaussianProcessPrior().found(information, theta[:121], DeltaKernel(11))
+    spread = found.spread_of(DeltaKernel(11))
+    largest = float(torch.linalg.eigvalsh(spread.T @ information @ spread)[-1])
+    assert 0.01 < largest < 1.0 + 1e-6

@@ -330,15 +330,23 @@ class _Evidence:
         """J of :class:`GaussianProcessPrior`: how the kernel moves as the hyperparameters may.
 
         Their covariance is the inverse of minus the second derivatives of ln evidence at its
-        maximum, by differences of its gradient (Laplace's approximation).
+        maximum, by differences of its gradient (Laplace's approximation). The noise of the data
+        alone makes that gradient scatter with covariance S' H S, S being the slopes of the kernel:
+        no curvature is believed to be less, as it seems where a hyperparameter lies at a bound or
+        the kernel is not of the prior's form. So J' H J <= 1.
         """
         _, gradient, kernel = self.with_gradient(x)
         ahead = [self.with_gradient(x + step) for step in _STEP * np.eye(len(x))]
         curvature = np.array([gradient - there[1] for there in ahead]) / _STEP
         curvature = 0.5 * (curvature + curvature.T) + _WEAK * np.eye(len(x))
-        values, axes = np.linalg.eigh(np.nan_to_num(curvature))
-        moves = axes / np.sqrt(np.maximum(values, _WEAK))
         slopes = torch.stack([there[2] - kernel for there in ahead], dim=1) / _STEP
+        least = np.nan_to_num((slopes.T @ self.information @ slopes).numpy())
+        least += _WEAK * np.eye(len(x))
+        # In the axes of L^-1 .. L'^-1 the least curvature, L L', is one.
+        inverse = np.linalg.inv(np.linalg.cholesky(0.5 * (least + least.T)))
+        seen = inverse @ np.nan_to_num(curvature) @ inverse.T
+        values, axes = np.linalg.eigh(0.5 * (seen + seen.T))
+        moves = inverse.T @ axes / np.sqrt(np.maximum(values, 1.0))
         return slopes @ torch.from_numpy(moves)
 
     def bounds(self, start: FloatArray) -> list[tuple[float, float]]:
