@@ -24,6 +24,14 @@ from harness import (
 
 from pytorchdia import GaussianProcessPrior
 
+CONTENDERS = (  # what errors, `covariance`, `reference_noise`
+    ("none", None, None),
+    ("P and B", False, None),
+    ("P and B, noisy reference", False, REFERENCE_NOISE),
+    ("all", True, None),
+    ("all, noisy reference", True, REFERENCE_NOISE),
+)
+
 
 def main() -> None:
     parser = options(__doc__, kernel=19, repeat=5)
@@ -33,17 +41,13 @@ def main() -> None:
     for n in arguments.sizes:
         images = make_pair(n)
         for name, penalty in (("plain", None), ("prior", GaussianProcessPrior())):
-            named = {}
-            for errors, covariance in (("none", None), ("P and B", False), ("all", True)):
-                for noise, of_reference in (("", None), (", noisy reference", REFERENCE_NOISE)):
-                    if errors == "none" and noise:
-                        continue
-                    named[errors + noise] = clocked(
-                        partial(
-                            ours, images, arguments.kernel, penalty=penalty,
-                            covariance=covariance, reference_noise=of_reference,
-                        )
-                    )  # fmt: skip
+            fit = partial(ours, images, arguments.kernel, penalty=penalty)
+            named = {
+                contender: clocked(
+                    partial(fit, covariance=covariance, reference_noise=reference_noise)
+                )
+                for contender, covariance, reference_noise in CONTENDERS
+            }
             for contender, times in take_turns(named, arguments.repeat).items():
                 row = {"image": n, "kernel": arguments.kernel, "fit": name, "errors": contender}
                 rows.append(row | statistics_of(times))

@@ -19,15 +19,13 @@ SHIFT, SCALE, DEPTH = (7.4, 5.8), 3.0, 25  # of the deep image: its grid, its co
 SHAPE = (110, 116)
 
 
-def write_deep(path: Path, **cards: object) -> None:
+def write_deep(path: Path) -> None:
     """A mean of 25 sharp exposures of three times the light, on a larger grid of its own."""
     one = Epoch("deep", 58000.0, SHIFT, 1.15, SCALE, 0.0)
     rng = np.random.default_rng(3)
     mean = np.mean([image(one, rng, sky_stars(), SHAPE) for _ in range(DEPTH)], axis=0)
-    path.parent.mkdir(exist_ok=True)
-    first = fits.PrimaryHDU()
-    hdu = fits.ImageHDU(mean.astype(np.float32), fits.Header(cards), name="MEAN")
-    fits.HDUList([first, hdu]).writeto(path, overwrite=True)
+    hdu = fits.ImageHDU(mean.astype(np.float32), name="MEAN")
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
 
 
 def config_with(folder: Path, text: str) -> Path:

@@ -52,7 +52,7 @@ class Pair:
     reference_noise: NoiseModel | None
     findings: tuple[Finding, ...]
 
-    def reference_variance(self, dtype: torch.dtype = torch.float64) -> Image | None:
+    def reference_variance(self, dtype: torch.dtype) -> Image | None:
         """sigma_R^2 [ADU^2], (h, w), 0 at bad pixels; None if it is not known."""
         if self.reference_noise is None:
             return None

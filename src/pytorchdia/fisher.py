@@ -82,10 +82,7 @@ def _curvature(objective: Objective, theta: Params) -> Tiled:
 
 
 def uncertainty(
-    objective: Objective,
-    theta: Params,
-    full: bool = True,
-    system: System | None = None,
+    objective: Objective, theta: Params, full: bool = True, system: System | None = None
 ) -> Uncertainty:
     """Errors from the inverse of the Fisher information (eq 16, 17).
 
@@ -133,8 +130,7 @@ def with_reference_noise(
     system : System, optional
         What the solver knows of the Hessian at ``theta``, to save its computation.
     """
-    if errors.directions is None:
-        return errors
+    assert errors.directions is not None
     curvature = None if system is None else system.curvature
     influence = ReferenceInfluence.of(objective, theta, variance, curvature)
     added = [math.sqrt(float(influence.variance_of(x))) for x in errors.directions]

@@ -104,9 +104,7 @@ class ReferenceInfluence:
     def _columns(self) -> Iterator[Tensor]:
         """sigma_R s of the pixels of one tile after the other, (p, pixels)."""
         model, device, dtype = self.model, self.model.device, self.variance.dtype
-        curvature = torch.zeros_like(self.variance)
-        for tiles, part in zip(model.chunks, self.curvature, strict=True):
-            model.correlator.tiling.paste(part, tiles, _without_margin(curvature, model))
+        curvature = _with_margin(model.assembled(self.curvature).to(self.variance), model)
         through = self._correlator(curvature)
         tiling = through.tiling
         kernel = through.kernel_spectrum(self.kernel.flip(-2, -1))

@@ -303,24 +303,25 @@ def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Giv
     if main or len(of_known_use) == len(mates):
         frame = _with_companions(frame, of_known_use, planes)
         others = [i for i in _images(hdus) if i != index and _name(hdus[i]) not in planes.names]
-        return _with_finding(frame, _others_finding(hdus, others, label)) if hdu is None else frame
-    if not of_known_use:
+        if hdu is not None or not others:
+            return frame
+        finding = _others_finding(hdus, others, label)
+    elif not of_known_use:
         return frame
-    finding = Finding(
-        "file-planes-unused",
-        f"{name} has {', '.join(map(_name, of_known_use))} beside "
-        f"{1 + len(mates) - len(of_known_use)} images of this size and EXTVER; whether they belong "
-        f"to {label} is not known, so they were not used. Give the mask and the variance, or give "
-        "each image and its planes an EXTVER of their own.",
-        "warning",
-    )
-    return _with_finding(frame, finding)
+    else:
+        finding = Finding(
+            "file-planes-unused",
+            f"{name} has {', '.join(map(_name, of_known_use))} beside "
+            f"{1 + len(mates) - len(of_known_use)} images of this size and EXTVER; whether they "
+            f"belong to {label} is not known, so they were not used. Give the mask and the "
+            "variance, or give each image and its planes an EXTVER of their own.",
+            "warning",
+        )
+    return replace(frame, findings=(*frame.findings, finding))
 
 
-def _others_finding(hdus: fits.HDUList, others: list[int], label: str) -> Finding | None:
+def _others_finding(hdus: fits.HDUList, others: list[int], label: str) -> Finding:
     """What to say of images in the file that were not chosen and are no known planes."""
-    if not others:
-        return None
     names = [_label(hdus, i) for i in others]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return Finding(
@@ -337,10 +338,6 @@ def _label(hdus: fits.HDUList, i: int) -> str:
     if not name:
         return f"[{i}]"
     return f"[{name}]" if version == 1 else f"[{name},{version}]"
-
-
-def _with_finding(frame: Frame, finding: Finding | None) -> Frame:
-    return frame if finding is None else replace(frame, findings=(*frame.findings, finding))
 
 
 @dataclass(frozen=True)

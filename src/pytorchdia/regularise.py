@@ -305,11 +305,10 @@ def _with_hyperparameters(
         return torch.cat([vector[:n_k], added.to(vector), vector[n_k:]])
 
     none = torch.zeros(extra, dtype=torch.float64)
-    covariance, directions = errors.covariance, errors.directions
-    if directions is not None:
-        of_scale, *of_background = directions
-        rows = [widened(of_scale, sums), *(widened(row, none) for row in of_background)]
-        directions = torch.stack(rows)
+    assert errors.directions is not None
+    of_scale, *of_background = errors.directions
+    rows = [widened(of_scale, sums), *(widened(row, none) for row in of_background)]
+    covariance = errors.covariance
     if covariance is not None:
         old = torch.arange(len(covariance))
         old[n_k:] += extra
@@ -317,6 +316,6 @@ def _with_hyperparameters(
         whole[old[:, None], old] = covariance
         covariance = whole
     scale = math.hypot(errors.scale, float(sums.norm()))
-    errors = replace(errors, scale=scale, covariance=covariance, directions=directions)
+    errors = replace(errors, scale=scale, covariance=covariance, directions=torch.stack(rows))
     wide = replace(objective, model=model.with_kernel(wider), penalty=None)
     return wide, widened(theta, none), errors

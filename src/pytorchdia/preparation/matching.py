@@ -95,11 +95,10 @@ def match_stars(
     for way in (_as_it_is(), _mirror(frame)):
         seen = affine(way, frame)
         for propose, trials in ((_voted, 2.0), (_by_triangles, 1e3)):
-            if best is None or not best.significant or propose is _voted:
-                tried = [(_after(way, g), trials * shifts) for g in propose(onto, seen, reach)]
-                best = _best(onto, frame, tried, best)
-        if best is not None and best.significant:
-            break
+            tried = [(_after(way, g), trials * shifts) for g in propose(onto, seen, reach)]
+            best = _best(onto, frame, tried, best)
+            if best is not None and best.significant:
+                return best
     return best
 
 
