@@ -1,7 +1,8 @@
 """What error bars cost, and what the noise of the reference adds to that.
 
-The claim: errors of P and of the background that hold the noise of the reference add less than a
-tenth to a call; the whole covariance costs more than the fit, with that noise several times more.
+The claim: that P's and the background's errors hold the noise of the reference adds about a tenth
+or less to a call; the whole covariance costs more than a plain fit, with that noise several times
+more.
 
     python benchmarks/error_cost.py
 """
