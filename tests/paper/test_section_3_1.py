@@ -16,9 +16,10 @@ from pytorchdia import (
     Status,
     StudentT,
 )
+from pytorchdia.errors import InputError
 from pytorchdia.image_model import ImageModel
 from pytorchdia.objective import Objective
-from pytorchdia.simulate import simulate_pair
+from pytorchdia.simulate import Reading, simulate_pair
 
 LIKELIHOODS = [Gaussian(), Huber(), StudentT()]
 NOISES = {
@@ -90,6 +91,48 @@ def test_the_brightest_star_sits_in_the_centre_and_seeds_repeat():
     assert (pair.stars.x[brightest], pair.stars.y[brightest]) == (70.5, 70.5)
     np.testing.assert_array_equal(pair.target, again.target)
     assert not np.array_equal(pair.target, simulate_pair(9).target)
+
+
+def test_the_notebooks_reading_has_one_sky_and_keeps_the_light_in_the_image():
+    for seed in range(20):
+        shape = (100, 142) if seed % 2 else (142, 142)
+        pair = simulate_pair(seed, shape, phi_r=0.5, reading="notebook")
+        assert 10 <= pair.sky_r == pair.sky_i <= 1000
+        stars = pair.stars
+        assert stars.x.size == int(10 ** _log_density(seed) * shape[0] * shape[1] / 1e4)
+        brightest = int(np.argmax(stars.flux))
+        assert (stars.x[brightest], stars.y[brightest]) == (71, shape[0] // 2)
+        for image in (pair.reference_noiseless, pair.target_noiseless):
+            assert (image - pair.sky_r).sum() == pytest.approx(stars.flux.sum(), rel=1e-9)
+
+
+def _log_density(seed):
+    rng = np.random.default_rng(seed)
+    rng.uniform(size=2)
+    return rng.uniform(0, 3)
+
+
+def test_an_undersampled_star_catches_the_same_wherever_it_stands_in_one_reading_only():
+    caught = {}
+    for reading in Reading:
+        pair = simulate_pair(11, phi_r=0.5, log_density=1.8, sky=100.0, reading=reading)
+        stars, light = pair.stars, pair.reference_noiseless - 100.0
+        y, x = np.rint(stars.y).astype(int), np.rint(stars.x).astype(int)
+        apart = np.hypot(stars.x - stars.x[:, None], stars.y - stars.y[:, None])
+        np.fill_diagonal(apart, np.inf)
+        inside = (x > 3) & (x < 138) & (y > 3) & (y < 138)
+        alone = np.flatnonzero(inside & (apart.min(0) > 8.0))
+        caught[reading] = [
+            light[y[i] - 3 : y[i] + 4, x[i] - 3 : x[i] + 4].sum() / stars.flux[i] for i in alone
+        ]
+        assert len(alone) > 5
+    assert caught[Reading.NOTEBOOK] == pytest.approx(np.ones(len(caught["notebook"])), abs=1e-6)
+    assert np.ptp(caught[Reading.TEXT]) > 0.01
+
+
+def test_a_reading_that_is_none_is_refused():
+    with pytest.raises(InputError, match="reading must be one of text, notebook, got 'word'"):
+        simulate_pair(1, reading="word")
 
 
 def test_rendered_stars_keep_their_flux_and_place():

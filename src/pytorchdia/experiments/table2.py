@@ -177,7 +177,7 @@ def normalised_flux(case: Case, result: Subtraction) -> float:
     (h, w), margin = pair.target.shape, len(result.kernel) // 2
     brightest = int(np.argmax(pair.stars.flux))
     x, y = float(pair.stars.x[brightest]), float(pair.stars.y[brightest])
-    half = math.ceil(4.5 * pair.phi_i)
+    half = math.ceil(9.0 * pair.phi_i) // 2  # an odd side, as in the authors' notebook
     top, left = max(round(y) - half, margin), max(round(x) - half, margin)
     bottom, right = min(round(y) + half + 1, h - margin), min(round(x) + half + 1, w - margin)
     rows, columns = slice(top, bottom), slice(left, right)

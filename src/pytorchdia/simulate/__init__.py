@@ -12,7 +12,7 @@ from .pairs import (
     simulate_with_kernel,
 )
 from .psf import PSF, ArrayPSF, GaussianPSF, MoffatPSF, render, render_gaussian, render_moffat
-from .stars import Stars, draw_stars
+from .stars import Reading, Stars, draw_stars
 
 __all__ = [
     "PSF",
@@ -31,6 +31,7 @@ __all__ = [
     "MoffatPSF",
     "Nova",
     "RRLyrae",
+    "Reading",
     "SimulatedPair",
     "Stars",
     "Trail",

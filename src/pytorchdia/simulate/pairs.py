@@ -10,8 +10,8 @@ import numpy as np
 from scipy.ndimage import correlate
 
 from ..errors import InputError
-from .psf import render_gaussian
-from .stars import FloatArray, Stars, draw_stars
+from .psf import light_inside, render_gaussian
+from .stars import FloatArray, Reading, Stars, draw_stars
 
 __all__ = [
     "READ_NOISE",
@@ -76,6 +76,7 @@ def simulate_pair(
     reference_noise: float = 10**-0.5,
     log_density: float | None = None,
     sky: float | None = None,
+    reading: Reading | str = Reading.TEXT,
 ) -> SimulatedPair:
     """One image pair drawn as section 3.1 prescribes.
 
@@ -95,7 +96,10 @@ def simulate_pair(
     log_density : float, optional
         lg of the number of stars per 100 x 100 pixels; drawn from U(0, 3) if None.
     sky : float, optional
-        Sky of both images [ADU]; each drawn from U(10, 1000) if None.
+        Sky of both images [ADU]; drawn from U(10, 1000) if None.
+    reading : {"text", "notebook"}
+        Of section 3.1: as it is written, or as the numbers of Table 2 were made
+        (:class:`Reading`).
     """
     if reference_noise < 0:
         raise InputError(f"reference_noise must be at least 0, got {reference_noise}.")
@@ -103,16 +107,22 @@ def simulate_pair(
     drawn_r, drawn_k = rng.uniform(0.5, 2.5, 2)
     phi_r, phi_k = drawn_r if phi_r is None else phi_r, drawn_k if phi_k is None else phi_k
     drawn_density = rng.uniform(0, 3)
-    stars = draw_stars(rng, shape, drawn_density if log_density is None else log_density)
+    density = drawn_density if log_density is None else log_density
+    stars = draw_stars(rng, shape, density, reading)
+    as_made = reading == Reading.NOTEBOOK
     sky_r, sky_i = rng.uniform(10, 1000, 2)
+    if as_made:
+        sky_i = sky_r
     if sky is not None:
         sky_r = sky_i = sky
     dx, dy = rng.uniform(-0.5, 0.5, 2)
     phi_i = float(np.hypot(phi_r, phi_k))
 
-    reference = render_gaussian(stars, shape, phi_r)
+    reference, target = (
+        render_gaussian(_kept_inside(placed, shape, phi) if as_made else placed, shape, phi)
+        for placed, phi in ((stars, phi_r), (stars.shifted(dx, dy), phi_i))
+    )
     reference += sky_r
-    target = render_gaussian(stars.shifted(dx, dy), shape, phi_i)
     target += sky_i
     return SimulatedPair(
         **_observed(rng, reference, target, reference_noise),
@@ -124,6 +134,11 @@ def simulate_pair(
         sky_r=float(sky_r),
         sky_i=float(sky_i),
     )
+
+
+def _kept_inside(stars: Stars, shape: tuple[int, int], phi: float) -> Stars:
+    """The stars so bright that what the pixels of the image catch of each is its flux."""
+    return replace(stars, flux=stars.flux / light_inside(stars, shape, phi))
 
 
 def _observed(
@@ -159,6 +174,7 @@ def simulate_pairs(
     reference_noise: float = 10**-0.5,
     log_density: float | None = None,
     sky: float | None = None,
+    reading: Reading | str = Reading.TEXT,
 ) -> Iterator[SimulatedPair]:
     """A stream of pairs, one for each seed, of which only one is held at a time.
 
@@ -168,7 +184,7 @@ def simulate_pairs(
     for seed in seeds:
         yield simulate_pair(
             seed, shape, phi_r=phi_r, phi_k=phi_k, reference_noise=reference_noise,
-            log_density=log_density, sky=sky,
+            log_density=log_density, sky=sky, reading=reading,
         )  # fmt: skip
 
 
