@@ -64,6 +64,22 @@ def test_amplifiers_of_one_chip_are_combined(name, header, expected):
     assert getattr(read(header)[0], name) == expected
 
 
+def test_amplifiers_that_differ_by_more_than_a_tenth_are_told():
+    findings = read({"GAINA": 1.0, "GAINB": 4.0, "RDNOISEA": 4.9, "RDNOISEB": 5.1})[1]
+    assert codes(findings) == ["amplifiers-differ"]
+    assert "GAINA = 1, GAINB = 4" in findings[0].message
+    assert "2.5" in findings[0].message
+    assert "60 %" in findings[0].message
+    noises = {"RDNOISEA": 4.0, "RDNOISEB": 6.0}
+    assert codes(read(noises)[1]) == ["amplifiers-differ"]
+    assert codes(read({"GAINA": 4.05, "GAINB": 3.95})[1]) == []
+
+
+def test_gains_that_do_not_apply_are_not_compared():
+    assert codes(read({"GAINA": 1.0, "GAINB": 4.0}, "electron")[1]) == ["gain-unit"]
+    assert codes(read({"GAINA": 1.0, "GAINB": 4.0}, gain=2.0)[1]) == []
+
+
 @pytest.mark.parametrize("value", ["high", "", 0, 0.0, -1.5, True, False, None, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["gain", "read_noise", "exposure"])
 def test_an_unusable_value_is_reported_and_the_next_keyword_taken(name, value):

@@ -71,6 +71,8 @@ _PER_SECOND = re.compile(r"\s*(/\s*s(ec(ond)?)?|[ .*]\s*s(\*\*|\^)?\(?-1\)?)\s*$
 _ELECTRONS = {"e", "e-", "electron", "electrons", "photoelectron", "photoelectrons", "photon"}
 _COUNTS = {"", "adu", "adus", "dn", "count", "counts", "ct", "cts"}
 
+_AMPLIFIERS_ALIKE = 0.1  # relative difference to their mean that is let pass without a word
+
 # How the values of several amplifiers become one number.
 _COMBINE: dict[str, Callable[[list[float]], float]] = {
     "gain": lambda values: sum(values) / len(values),
@@ -165,7 +167,8 @@ def detector_from_header(
         if number is not None:
             values[name], sources[name] = _checked(name, number), "given"
         else:
-            values[name], sources[name] = _look_up(name, header, keywords.groups(name), findings)
+            groups = keywords.groups(name)
+            values[name], sources[name] = _look_up(name, header, groups, unit, findings)
     if given.get("gain") is None:
         _adapt_gain_to_unit(values, sources, unit, findings)
     if given.get("saturation") is None:
@@ -194,6 +197,7 @@ def _look_up(
     name: str,
     header: Mapping[str, Any],
     groups: Iterable[tuple[str, ...]],
+    unit: str,
     findings: list[Finding],
 ) -> tuple[float | None, str]:
     for group in groups:
@@ -202,7 +206,11 @@ def _look_up(
             key: value for key, raw in present.items() if (value := _usable(name, raw)) is not None
         }
         if good:
-            return _COMBINE[name](list(good.values())), ", ".join(good)
+            combined = _COMBINE[name](list(good.values()))
+            in_electrons = name == "gain" and _kind_of_unit(unit).startswith("electron")
+            if name in ("gain", "read_noise") and not in_electrons:
+                _tell_of_amplifiers(name, good, combined, findings)
+            return combined, ", ".join(good)
         if present and name != "saturation":
             findings.append(
                 Finding(
@@ -214,6 +222,26 @@ def _look_up(
                 )
             )
     return None, ""
+
+
+def _tell_of_amplifiers(
+    name: str, values: Mapping[str, float], mean: float, findings: list[Finding]
+) -> None:
+    """One number stands for all amplifiers; say so where it is far from that of one of them."""
+    off = max(abs(value - mean) for value in values.values())
+    if off <= _AMPLIFIERS_ALIKE * mean:
+        return
+    findings.append(
+        Finding(
+            "amplifiers-differ",
+            "The header has "
+            + ", ".join(f"{key} = {value:g}" for key, value in values.items())
+            + f" for the amplifiers of one image; their mean, {mean:.4g}, was taken for all of it "
+            f"and is off by up to {100 * off / mean:.0f} %, and the noise with it. Give a variance "
+            "image, or each amplifier's part as an image of its own.",
+            "warning",
+        )
+    )
 
 
 def _usable(name: str, raw: Any) -> float | None:
