@@ -13,6 +13,7 @@ from pytorchdia.errors import ShapeError
 from pytorchdia.frame import Flag
 from pytorchdia.preparation.register import Registration
 from pytorchdia.regions import FrameDifference, Region, RegionFit
+from pytorchdia.run.difference_steps import _without_changed
 from pytorchdia.run.epoch import EpochDifference
 from pytorchdia.run.frame_steps import Source, register_frame, registered
 from pytorchdia.run.season_steps import make_reference
@@ -122,29 +123,61 @@ def test_of_a_list_the_first_stars_are_measured(folder: Path) -> None:
     assert listed(folder, rows, "max_stars = 2\n") == ["A", "B"]
 
 
-@pytest.mark.parametrize("scale", [-0.5, 0.0, np.nan])
-def test_a_region_without_a_positive_scale_has_no_data_and_the_others_have(
-    folder: Path, scale: float
-) -> None:
-    grid, settings = sources(folder)[0], load_settings(folder / "config.toml")
-    make_reference([(grid, SAME)], grid, settings, folder / "run")
-    rng = np.random.default_rng(3)
+def in_regions(difference: np.ndarray, *scales: float) -> FrameDifference:
+    """A difference of equal regions side by side, each with a kernel of one pixel and a P."""
     kernel = np.zeros((5, 5))
     kernel[2, 2] = 1.0
+    edges = np.linspace(0, SHAPE[1], len(scales) + 1).astype(int)
+    fits = []
+    for left, right, p in zip(edges[:-1], edges[1:], scales, strict=True):
+        at = slice(0, SHAPE[0]), slice(int(left), int(right))
+        fits.append(RegionFit(Region(*at, *at), p * kernel, p, 0.01, 0.0, 1.0, "CONVERGED"))
+    return FrameDifference(
+        difference, np.full(SHAPE, 300.0), np.zeros(SHAPE, np.int16), tuple(fits)
+    )
 
-    def seen(*scales: float) -> EpochDifference:
-        edges = np.linspace(0, SHAPE[1], len(scales) + 1).astype(int)
-        fits = []
-        for left, right, p in zip(edges[:-1], edges[1:], scales, strict=True):
-            at = slice(0, SHAPE[0]), slice(int(left), int(right))
-            fits.append(RegionFit(Region(*at, *at), p * kernel, p, 0.01, 0.0, 1.0, "CONVERGED"))
-        stored = FrameDifference(
-            difference, np.full(SHAPE, 300.0), np.zeros(SHAPE, np.int16), tuple(fits)
-        )
-        return EpochDifference.of(stored, folder / "run")
 
-    difference = 17.0 * rng.standard_normal(SHAPE)
+@pytest.fixture
+def referenced(folder: Path):
+    """Settings of a run that has a reference."""
+    grid, settings = sources(folder)[0], load_settings(folder / "config.toml")
+    make_reference([(grid, SAME)], grid, settings, folder / "run")
+    return settings
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, np.nan])
+def test_a_region_without_a_positive_scale_has_no_data_and_the_others_have(
+    folder: Path, referenced, scale: float
+) -> None:
+    difference = 17.0 * np.random.default_rng(3).standard_normal(SHAPE)
     x, y = np.array([20.0, 30.0, 75.0]), np.array([30.0, 60.0, 50.0])
-    some, whole = (seen(*s).fluxes(x, y, settings) for s in ((1.0, scale), (1.0, 1.0)))
+    some, whole = (
+        EpochDifference.of(in_regions(difference, *s), folder / "run").fluxes(x, y, referenced)
+        for s in ((1.0, scale), (1.0, 1.0))
+    )
     assert some.valid.tolist() == [True, True, False]
     assert some.flux[:2] == pytest.approx(whole.flux[:2], abs=0.3 * whole.error[0])
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, np.nan])
+def test_what_has_changed_is_seen_beside_a_region_without_a_positive_scale(
+    folder: Path, referenced, scale: float
+) -> None:
+    rng = np.random.default_rng(4)
+    difference = 17.0 * rng.standard_normal(SHAPE)
+    psf = EpochDifference.of(in_regions(difference, 1.0), folder / "run").psf
+    star = psf.stamps(np.array([30.0]), np.array([40.0]))[0]
+    half = len(star) // 2
+    difference[40 - half : 41 + half, 30 - half : 31 + half] += 9000.0 * star
+    frame, _ = registered(
+        sources(folder)[0], Registration(SHIFT, "shift", "stars", 9, 0.1, 0.0), SHAPE, None,
+        referenced,
+    )  # fmt: skip
+    left, findings = _without_changed(frame, in_regions(difference, 1.0, scale), folder / "run")
+    assert [f.code for f in findings] == ["changed-sources"]
+    changed = (left.flags.numpy() & Flag.CHANGED) != 0
+    assert changed[40, 30]
+    assert changed.sum() < 200
+    left, findings = _without_changed(frame, in_regions(difference, scale, scale), folder / "run")
+    assert left is frame
+    assert findings == ()

@@ -101,7 +101,7 @@ def _without_changed(
     target: Frame, first: FrameDifference, run: Path
 ) -> tuple[Frame, tuple[Finding, ...]]:
     """The target with the pixels flagged in which a first difference shows a change."""
-    if min(fit.scale for fit in first.fits) <= 0:
+    if not any(fit.scale > 0 for fit in first.fits):
         return target, ()  # no stars that it could be judged by
     seen = EpochDifference.of(first, run)
     found = changed_sources(seen.difference, seen.variance, first.flags, seen.psf, seen.light)
