@@ -42,8 +42,7 @@ FloatArray = NDArray[np.float64]
 _LENGTHS = (0.4, 1e4)  # bounds of l [pixels]
 _LEAST_WIDTH = 0.3  # and of s
 _MOST_ELLIPTICAL = 2.5
-# ln a, ln l and ln s at which the second component starts, relative to the first.
-_SECOND = np.array([-3.0, -1.0, 0.7])
+_FAINTER, _ROUGH, _WIDER, _WIDE = math.exp(-5.0), 0.5, 2.0, 1.8  # start of the second component
 _STEP = 1e-3  # of differences by hyperparameters
 _ROUNDS, _LONGEST, _ROUNDING = 3, 0.5, 1e-9  # of the Newton steps at the end of the search
 _HOPELESS = 1e30  # stands for an infinite loss
@@ -181,8 +180,7 @@ class GaussianProcessPrior(KernelPrior):
         evidence = _Evidence(information, solution, kernel, projected)
         with one_thread():
             main = evidence.maximise(evidence.start(), slice(0, 7))
-            extra = np.append(main, main[4:7] + _SECOND)
-            both = evidence.maximise(extra, slice(7, 10))
+            both = evidence.maximise(np.append(main, _second(main)), slice(7, 10))
             found = _prior_of(both)
             return replace(
                 found, evidence=evidence.value(both), spread=evidence.spread(both),
@@ -195,6 +193,16 @@ def _prior_of(x: FloatArray) -> GaussianProcessPrior:
     triples = [logs[i : i + 3] for i in range(0, len(logs), 3)]
     components = tuple(Component(*(math.exp(value) for value in triple)) for triple in triples)
     return GaussianProcessPrior(components, (x0, y0), (plus, cross))
+
+
+def _second(main: FloatArray) -> FloatArray:
+    """Where the second component starts: faint, rough, and wider than the first.
+
+    It is for what no smooth kernel can do: stars so sharp that their pixels miss some of their
+    form. Started as smooth as the first it may end as a copy of it.
+    """
+    amplitude, _, width = np.exp(main[4:7])
+    return np.log([_FAINTER * amplitude, _ROUGH, max(_WIDER * width, _WIDE)])
 
 
 def _vector_of(prior: GaussianProcessPrior) -> FloatArray:
