@@ -42,7 +42,11 @@ FloatArray = NDArray[np.float64]
 _LENGTHS = (0.4, 1e4)  # bounds of l [pixels]
 _LEAST_WIDTH = 0.3  # and of s
 _MOST_ELLIPTICAL = 2.5
-_FAINTER, _ROUGH, _WIDER, _WIDE = math.exp(-5.0), 0.5, 2.0, 1.8  # start of the second component
+# ln a, ln l and ln s at which the second component starts, relative to the first.
+_LIKE_THE_FIRST = np.array([-3.0, -1.0, 0.7])
+# Where else it may: fainter, rough, and so much wider or this wide [pixels].
+_FAINTER, _ROUGH, _WIDER, _WIDE = (3.0, 5.0), math.log(0.5), 0.7, math.log(1.8)
+_HIGHER = 0.1  # how much more ln evidence it must have there
 _STEP = 1e-3  # of differences by hyperparameters
 _ROUNDS, _LONGEST, _ROUNDING = 3, 0.5, 1e-9  # of the Newton steps at the end of the search
 _HOPELESS = 1e30  # stands for an infinite loss
@@ -180,7 +184,7 @@ class GaussianProcessPrior(KernelPrior):
         evidence = _Evidence(information, solution, kernel, projected)
         with one_thread():
             main = evidence.maximise(evidence.start(), slice(0, 7))
-            both = evidence.maximise(np.append(main, _second(main)), slice(7, 10))
+            both = evidence.with_second(main)
             found = _prior_of(both)
             return replace(
                 found, evidence=evidence.value(both), spread=evidence.spread(both),
@@ -193,16 +197,6 @@ def _prior_of(x: FloatArray) -> GaussianProcessPrior:
     triples = [logs[i : i + 3] for i in range(0, len(logs), 3)]
     components = tuple(Component(*(math.exp(value) for value in triple)) for triple in triples)
     return GaussianProcessPrior(components, (x0, y0), (plus, cross))
-
-
-def _second(main: FloatArray) -> FloatArray:
-    """Where the second component starts: faint, rough, and wider than the first.
-
-    It is for what no smooth kernel can do: stars so sharp that their pixels miss some of their
-    form. Started as smooth as the first it may end as a copy of it.
-    """
-    amplitude, _, width = np.exp(main[4:7])
-    return np.log([_FAINTER * amplitude, _ROUGH, max(_WIDER * width, _WIDE)])
 
 
 def _vector_of(prior: GaussianProcessPrior) -> FloatArray:
@@ -333,6 +327,22 @@ class _Evidence:
         )  # fmt: skip
         x[free] = _polished(loss, found.x, np.array(bounds))
         return x
+
+    def with_second(self, main: FloatArray) -> FloatArray:
+        """The hyperparameters of one component, and the best ones found for a second beside it.
+
+        Started like the first, it ends as a copy of it where the data are for something that no
+        smooth kernel can do: stars so sharp that their pixels miss some of their form. A faint and
+        rough start is tried as well where it is better from the outset than no second component.
+        """
+        log_a, _, log_s = main[4:7]
+        best = self.maximise(np.append(main, main[4:7] + _LIKE_THE_FIRST), slice(7, 10))
+        wide = max(log_s + _WIDER, _WIDE)
+        rough = [np.append(main, [log_a - less, _ROUGH, wide]) for less in _FAINTER]
+        start = max(rough, key=self.value)
+        if self.value(start) < self.value(main) + _HIGHER:
+            return best
+        return max(best, self.maximise(start, slice(7, 10)), key=self.value)
 
     def spread(self, x: FloatArray) -> Basis:
         """J of :class:`GaussianProcessPrior`: how the kernel moves as the hyperparameters may.
