@@ -28,7 +28,7 @@ from pytorchdia.image_model import ImageModel
 from pytorchdia.kernel import BasisKernel
 from pytorchdia.objective import Objective
 from pytorchdia.prior import Component, Posterior, _Evidence
-from pytorchdia.regularise import _Quadratic, in_pixels, regularise
+from pytorchdia.regularise import _Quadratic, _quadratic, in_pixels, regularise
 from pytorchdia.shapelets import Shapelets
 from pytorchdia.simulate import simulate_pair
 
@@ -145,6 +145,30 @@ def test_what_is_found_is_better_than_its_surroundings():
             beside[i] += sign
             assert evidence.value(beside) < evidence.value(best) + 0.5
     assert found.found(evidence.information, solution, evidence.kernel) is found
+
+
+@pytest.mark.parametrize(("seed", "sharp"), [(1183, True), (13, False)])
+def test_the_second_component_is_for_what_a_smooth_one_cannot_do(seed, sharp):
+    # One pair with sharp bright stars, whose pixels miss some of their form, and one without.
+    pair = simulate_pair(seed, reading="notebook")
+    assert (max(pair.phi_r, pair.phi_k) < 1.0) == sharp
+    reference = torch.from_numpy(pair.reference - np.median(pair.reference))
+    model = ImageModel(reference, DeltaKernel(19), PolynomialBackground())
+    o = Objective(model, torch.from_numpy(pair.target), model.valid, NOISE, Gaussian())
+    solution = Newton().solve(o)
+    given = _quadratic(o, solution, None)
+    evidence = _Evidence(given.information, given.kernel, model.kernel)
+    main = evidence.maximise(evidence.start(), slice(0, 7))
+    like = evidence.maximise(
+        np.append(main, main[4:7] + prior_module._LIKE_THE_FIRST), slice(7, 10)
+    )
+    both = evidence.with_second(main)
+    if not sharp:
+        np.testing.assert_array_equal(both, like)
+        return
+    assert evidence.value(like) == pytest.approx(evidence.value(main), abs=0.1)  # a copy
+    assert evidence.value(both) > evidence.value(like) + 5.0
+    assert math.exp(both[8]) < 1.0  # rough
 
 
 def test_a_kernel_of_basis_images_is_a_change_of_variables():
