@@ -342,6 +342,36 @@ def test_detections_in_an_lsst_mask_are_no_bad_pixels():
     assert np.argwhere(frame.flags.numpy() != 0).tolist() == [[1, 1], [3, 3]]
 
 
+def with_dq(values, **cards):
+    plane = np.zeros(SHAPE, np.uint32)
+    for number, value in enumerate(values):
+        plane[number, number] = value
+    hdus = [fits.PrimaryHDU(WHOLE, fits.Header(cards)), fits.ImageHDU(plane, name="DQ")]
+    return fits.HDUList(hdus)
+
+
+def bad_pixels(frame):
+    return [i for i, j in np.argwhere(frame.flags.numpy() != 0) if i == j]
+
+
+def test_bits_that_make_a_pixel_bad_can_be_chosen():
+    values = [0, 1, 4, 5, 2**31]
+    assert bad_pixels(dia.as_frame(with_dq(values))) == [1, 2, 3, 4]
+    for bits, expected in (((0,), [1, 3]), ((2, 31), [2, 3, 4]), ((7,), [])):
+        frame = dia.as_frame(with_dq(values), keywords=Keywords(mask_bits=bits))
+        assert bad_pixels(frame) == expected
+    with pytest.raises(dia.InputError, match=r"mask_bits .* from 0 to 62, got \[-1\]"):
+        Keywords(mask_bits=(-1,))
+
+
+def test_of_jwst_only_do_not_use_is_bad():
+    frame = dia.as_frame(with_dq([0, 1, 4, 5], TELESCOP="JWST"))
+    assert bad_pixels(frame) == [1, 3]
+    assert "its pixels are bad" in frame.findings[0].message
+    chosen = dia.as_frame(with_dq([0, 1, 4], TELESCOP="JWST"), keywords=Keywords(mask_bits=(2,)))
+    assert bad_pixels(chosen) == [2]
+
+
 def test_planes_that_may_be_another_images_are_left_alone_and_said_to_be():
     frame = dia.as_frame(chips(2), hdu="CCD2")
     same(frame, WHOLE)

@@ -118,6 +118,9 @@ class Keywords:
     time : tuple of TimeKeyword
     mask, variance : tuple of str
         Names (EXTNAME) of HDUs that hold the mask or the variance [ADU^2] of a file's image.
+    mask_bits : tuple of int
+        The bits, from 0 on, that make a pixel bad in a mask of integers; empty: those that its
+        header tells, or any.
     """
 
     gain: tuple[str, ...] = ()
@@ -128,6 +131,13 @@ class Keywords:
     time: tuple[TimeKeyword, ...] = ()
     mask: tuple[str, ...] = ()
     variance: tuple[str, ...] = ()
+    mask_bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(bit, int) and 0 <= bit < 63 for bit in self.mask_bits):
+            raise InputError(
+                f"mask_bits are numbers of bits, from 0 to 62, got {list(self.mask_bits)}."
+            )
 
     def groups(self, name: str) -> tuple[tuple[str, ...], ...]:
         """All keywords of a number of the detector in order of preference."""

@@ -349,10 +349,13 @@ class _Planes:
     masks : tuple of str
     powers : Mapping of str to int
         Of each uncertainty, the power that is the variance.
+    bits : tuple of int
+        Those that make a pixel bad, if the user says which.
     """
 
     masks: tuple[str, ...]
     powers: Mapping[str, int]
+    bits: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, keywords: Keywords) -> _Planes:
@@ -362,7 +365,8 @@ class _Planes:
         powers = dict.fromkeys(_INVERSE_NAMES, -1) | dict.fromkeys(_SIGMA_NAMES, 2)
         powers |= dict.fromkeys((*_VARIANCE_NAMES, *own_variances), 1)
         masks = own_masks + tuple(name for name in _MASK_NAMES if name not in own_variances)
-        return cls(masks, {name: power for name, power in powers.items() if name not in own_masks})
+        powers = {name: power for name, power in powers.items() if name not in own_masks}
+        return cls(masks, powers, keywords.mask_bits)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -467,12 +471,16 @@ def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
     for other in others:
         name = _name(other)
         if name in planes.masks:
-            bits = np.asarray(other.data).reshape(frame.shape)
-            harmless = _harmless_bits(other.header)
-            if harmless and _is_integer_array(bits):
-                bits = bits.astype(np.int64) & ~harmless
-            frame = frame.flagged(torch.from_numpy(bits != 0), Flag.MASKED)
-            findings.append(Finding("file-mask", f"Used the {name} image of {frame.name}."))
+            values = np.asarray(other.data).reshape(frame.shape)
+            bad = values != 0
+            if _is_integer_array(values):
+                bad = values.astype(np.int64) & _bad_bits(frame, other.header, planes.bits) != 0
+            frame = frame.flagged(torch.from_numpy(bad), Flag.MASKED)
+            said = (
+                f"Used the {name} image of {frame.name}: {100 * bad.mean():.2g} % of its pixels "
+                "are bad."
+            )
+            findings.append(Finding("file-mask", said))
         else:
             power = planes.powers[name]
             if name == "UNCERT":
@@ -486,10 +494,18 @@ def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
     return replace(frame, findings=tuple(findings))
 
 
-def _harmless_bits(header: fits.Header) -> int:
-    """The bits of an LSST mask that say what is in a pixel, not that it is bad."""
+def _bad_bits(frame: Frame, header: fits.Header, given: tuple[int, ...]) -> int:
+    """The bits of an integer mask that make a pixel bad: those given, or all but the harmless.
+
+    An LSST mask has planes that only say what is in a pixel; of JWST's only DO_NOT_USE says that it
+    is bad.
+    """
+    if given:
+        return sum(1 << bit for bit in given)
+    if str(frame.meta.get("TELESCOP", "")).strip().upper() == "JWST":
+        return 1
     numbers = [header.get(f"MP_{plane}") for plane in _HARMLESS_PLANES]
-    return sum(1 << number for number in numbers if isinstance(number, int) and 0 <= number < 31)
+    return ~sum(1 << number for number in numbers if isinstance(number, int) and 0 <= number < 31)
 
 
 def _from_nddata(source: NDData, given: _Given, copy: bool) -> Frame:

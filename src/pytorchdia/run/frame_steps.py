@@ -195,7 +195,7 @@ def keywords_of(settings: Settings) -> Keywords:
     times = () if time is None else (TimeKeyword(**time.model_dump()),)
     return Keywords(
         chosen.gain, chosen.read_noise, chosen.saturation, chosen.exposure, chosen.filter, times,
-        chosen.mask, chosen.variance,
+        chosen.mask, chosen.variance, chosen.mask_bits,
     )  # fmt: skip
 
 

@@ -115,6 +115,9 @@ class KeywordSettings(_Section):
     variance: tuple[str, ...] = Field(
         (), description="EXTNAMEs of HDUs that hold a frame's variance [ADU^2]."
     )
+    mask_bits: tuple[Annotated[int, Field(ge=0, le=62)], ...] = Field(
+        (), description="Bits, from 0 on, that make a pixel bad in a frame's mask; any if absent."
+    )
 
     @field_validator("time", mode="before")
     @classmethod
