@@ -1,9 +1,9 @@
-"""Other packages on the pairs of Table 2: error against the truth, fit quality and photometry.
+"""Other packages on the pairs of section 3.1: error against the truth, fit quality and photometry.
 
 The question: whose model is closest to the noiseless target on the pairs of section 3.1, and whose
 photometry is least biased.
 
-    pytorchdia experiment table2 FOLDER --pairs 200
+    pytorchdia experiment table2 FOLDER --pairs 200 --scenario text
     python benchmarks/table2_rivals.py FOLDER --pairs 200 \\
         --python benchmarks/rivals/.venv/bin/python benchmarks/rivals/.venv312/bin/python
 
@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 
 from pytorchdia import Status
 from pytorchdia.experiments.cells import SNR_REGIMES
-from pytorchdia.experiments.scenarios import PAPER_SCENARIO, Case
+from pytorchdia.experiments.scenarios import SCENARIOS, Case
 from pytorchdia.experiments.table2 import BLOCK, measure, run_table2
 from pytorchdia.experiments.tables import read_rows, write_rows
 from pytorchdia.simulate import READ_NOISE
 
+TEXT = SCENARIOS["text"]  # section 3.1 as it is written
 BOX = 19
 NAMES = ("sfft", "ois", "ois-adaptive", "ois-alard-lupton", "cuphoton", "cuphoton-told")
 Row = dict[str, Any]
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="+", default=NAMES)
     arguments = parser.parse_args()
     blocks = range(math.ceil(arguments.pairs / BLOCK))
-    run_table2(arguments.folder, BLOCK * len(blocks), workers=1)
+    run_table2(arguments.folder, BLOCK * len(blocks), TEXT, workers=1)
     home = arguments.folder / "rivals"
     home.mkdir(exist_ok=True)
     versions: dict[str, str] = {}
@@ -78,8 +79,8 @@ def main() -> None:
 def report(folder: Path, versions: dict[str, str], blocks: range, output: str | None) -> None:
     """Summarise the rows of everybody."""
     measured = {
-        name: gather(folder / "blocks", name, blocks)
-        for name in (method.name for method in PAPER_SCENARIO.methods)
+        name: gather(folder / TEXT.name / "blocks", name, blocks)
+        for name in (method.name for method in TEXT.methods)
     }
     for name in versions:
         measured[name] = gather(folder / "rivals", name, blocks)
@@ -106,7 +107,7 @@ def theirs(rivals: Rivals, name: str, block: int, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded, saved = Path(folder) / "pair.npz", Path(folder) / "found.npz"
         for seed in range(BLOCK * block, BLOCK * (block + 1)):
-            case = PAPER_SCENARIO.case(seed)
+            case = TEXT.case(seed)
             pair = case.pair
             if not SNR_REGIMES[0][0] < pair.snr < SNR_REGIMES[-1][1]:
                 continue
