@@ -118,6 +118,20 @@ def test_mask_takes_out_its_pixels(run_json, files, write_fits):
     np.testing.assert_array_equal((flags & pytorchdia.Flag.MASKED) != 0, mask != 0)
 
 
+def test_of_a_mask_the_chosen_bits_count(run_json, write_fits):
+    mask = np.zeros(SHAPE, np.int16)
+    mask[10:20, 10:20], mask[20:25, 10:20] = 4, 5
+    path = write_fits("m.fits", mask)
+    n = {
+        bits: run_json("--mask", path, *bits)["diagnostics"]["n_pixels"]
+        for bits in ((), ("--mask-bit", 0), ("--mask-bit", 1), ("--mask-bit", 0, "--mask-bit", 2))
+    }
+    whole = n[("--mask-bit", 1)]
+    assert whole == run_json()["diagnostics"]["n_pixels"]
+    assert n[()] == n[("--mask-bit", 0, "--mask-bit", 2)] == whole - 150
+    assert n[("--mask-bit", 0)] == whole - 50
+
+
 def test_reference_mask_takes_out_the_footprint(run_json, write_fits):
     mask = np.zeros(SHAPE, np.float32)
     mask[30, 30] = np.nan

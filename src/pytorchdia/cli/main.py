@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from .. import __version__, plot
@@ -30,6 +31,7 @@ from ..config import (
 )
 from ..errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
 from ..frame import Frame
+from ..headers import Keywords
 from ..io import as_frame, read_plane, stem
 from ..measure import choose_kernel, default_noise
 from ..noise import EMCCDNoise, NoiseModel
@@ -88,6 +90,7 @@ def subtract(
     quiet: o.Quiet = False,
     mask: o.Mask = None,
     reference_mask: o.ReferenceMask = None,
+    mask_bit: o.MaskBit = None,
     saturation: o.Saturation = None,
     reference_saturation: o.ReferenceSaturation = None,
     reference_background: o.ReferenceBackground = None,
@@ -129,6 +132,8 @@ def subtract(
     _check_outputs(output, plot_file, (target, reference), overwrite)
     camera = {"--gain": gain, "--read-noise": read_noise, "--sky-offset": sky_offset}
     _require_one_noise_model(camera, variance, flat, em_gain, excess)
+    bits = tuple(mask_bit or ())
+    keywords = Keywords(mask_bits=bits)
     kernel = parse_kernel_size(kernel_size)
     loss = make_likelihood(likelihood, huber_c, student_nu)
     penalty = make_penalty(prior, laplacian)
@@ -139,13 +144,13 @@ def subtract(
     with _progress(quiet or as_json) as on_step, warnings.catch_warnings():
         warnings.simplefilter("ignore", PyTorchDIAWarning)  # they are findings, shown at the end
         target_frame = as_frame(
-            target, mask=_plane(mask), gain=gain, read_noise=read_noise, saturation=saturation,
-            exposure=exposure, variance=_plane(variance),
+            target, mask=_mask(mask, bits), gain=gain, read_noise=read_noise,
+            saturation=saturation, exposure=exposure, variance=_plane(variance), keywords=keywords,
         )  # fmt: skip
         reference_frame = as_frame(
-            reference, mask=_plane(reference_mask), gain=reference_gain,
+            reference, mask=_mask(reference_mask, bits), gain=reference_gain,
             read_noise=reference_read_noise, saturation=reference_saturation,
-            exposure=reference_exposure,
+            exposure=reference_exposure, keywords=keywords,
         )  # fmt: skip
         require_same_shape(target_frame, reference_frame)
         if variance is None and any(value is not None for value in (*camera.values(), flat)):
@@ -303,6 +308,15 @@ def _file_of(name: str) -> Path | None:
 def _plane(path: str | None) -> Any:
     """An auxiliary image (mask, variance, flat) as an array with NaN at its bad pixels, or None."""
     return None if path is None else read_plane(path)
+
+
+def _mask(path: str | None, bits: tuple[int, ...]) -> Any:
+    """A mask, of which only ``bits`` count if any are given; what has no value is bad."""
+    plane = _plane(path)
+    if plane is None or not bits:
+        return plane
+    chosen = sum(1 << bit for bit in bits)
+    return np.nan_to_num(plane, nan=chosen).astype(np.int64) & chosen
 
 
 def _require_one_noise_model(

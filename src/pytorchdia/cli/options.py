@@ -50,6 +50,16 @@ Mask = Annotated[
     str | None,
     typer.Option(help="Mask of the target, FITS; not zero = ignore.", rich_help_panel=_FRAMES),
 ]
+MaskBit = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=0,
+        max=52,
+        help="Bit, from 0 on, that makes a pixel bad in the masks, those within the files "
+        "included; repeat it for more. Any bit if absent.",
+        rich_help_panel=_FRAMES,
+    ),
+]
 ReferenceMask = Annotated[
     str | None, typer.Option(help="Mask of the reference, FITS.", rich_help_panel=_FRAMES)
 ]
