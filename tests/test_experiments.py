@@ -17,11 +17,12 @@ from pytorchdia.experiments import (
     ScenarioName,
     real_frame_scenario,
     real_summary,
+    report,
     run_real,
     table2,
 )
 from pytorchdia.experiments.bias import run_bias
-from pytorchdia.experiments.cells import CELLS
+from pytorchdia.experiments.cells import CELLS, CellValue
 from pytorchdia.experiments.empirical import robust_flux
 from pytorchdia.experiments.paper import (
     PAPER,
@@ -63,6 +64,17 @@ def test_a_run_leaves_table_page_picture_and_blocks(folder):
     assert list(rows[0])[-1] == "flux"  # as in runs of earlier versions, which go on
     page = (folder / "table2.md").read_text()
     assert "[0.9793]" in page  # the paper's number beside ours
+    assert "## Agreement with the paper" in page
+
+
+def test_agreement_is_counted_in_errors():
+    cell = CELLS[0]
+    ours = PAPER["plain", "mpb"][0] + 0.3
+    values = [CellValue("plain", "mpb", cell, ours, ours, ours, 0.1, PAPER_COUNTS[0])]
+    (apart,) = report._apart(values, "plain", "mpb")
+    assert apart == pytest.approx(0.3 / np.hypot(0.1 * np.sqrt(2), 0.001 / np.sqrt(12)))
+    lines = report._agreement(values, PLAIN_PAPER)
+    assert lines[-1].endswith("| 1 |  |  |  |  | 4.5 (+2.1) |  |")
 
 
 def test_a_second_run_computes_only_what_is_missing(folder, monkeypatch):

@@ -51,6 +51,7 @@ def write_page(summaries: Sequence[CellValue], scenario: Scenario, path: Path) -
             "in square brackets the number of the paper, whose MSE is that against the noisy "
             "target.",
         ]
+        lines += ["", *_agreement(summaries, scenario)]
     else:
         lines += [
             f"{scenario.about} Medians (MPB and MPV: mean and variance) by cell, with standard",
@@ -60,6 +61,45 @@ def write_page(summaries: Sequence[CellValue], scenario: Scenario, path: Path) -
         if table := _table(summaries, scenario, metric, digits):
             lines += ["", *table]
     write_text("\n".join([*lines, ""]), path)
+
+
+def _agreement(summaries: Sequence[CellValue], scenario: Scenario) -> list[str]:
+    """How far the numbers of the cells lie from the paper's, in errors, method by method.
+
+    Those of both are counted, the paper's as if its pairs scattered like ours, and the rounding of
+    its table.
+    """
+    lines = [
+        "## Agreement with the paper", "",
+        "Sum over the cells of the squared differences in units of their errors, those of both and "
+        "the rounding of the paper's table; in parentheses the largest difference.", "",
+    ]  # fmt: skip
+    metrics = [m for m in METRICS if any(metric == m for _, metric in PAPER)]
+    lines.append("| Method | Cells | " + " | ".join(_LABELS[m] for m in metrics) + " |")
+    lines.append("|---" * (2 + len(metrics)) + "|")
+    for method in scenario.methods:
+        if (method.name, metrics[0]) not in PAPER:
+            continue
+        apart = [_apart(summaries, method.name, metric) for metric in metrics]
+        entries = [
+            f"{sum(z * z for z in each):.1f} ({max(each, key=abs):+.1f})" if each else ""
+            for each in apart
+        ]
+        n = max(len(each) for each in apart)
+        lines.append(f"| {method.label} | {n} | " + " | ".join(entries) + " |")
+    return lines
+
+
+def _apart(summaries: Sequence[CellValue], method: str, metric: str) -> list[float]:
+    """Our numbers less the paper's, in units of the error of the difference."""
+    rounding = 10.0 ** -METRICS[metric] / math.sqrt(12.0)
+    found = []
+    for s in summaries:
+        if (s.method, s.metric) == (method, metric):
+            i = CELLS.index(s.cell)
+            both = s.error * math.sqrt(1.0 + s.n / PAPER_COUNTS[i])
+            found.append((s.value - PAPER[method, metric][i]) / math.hypot(both, rounding))
+    return found
 
 
 def _table(
