@@ -364,6 +364,15 @@ def test_bits_that_make_a_pixel_bad_can_be_chosen():
         Keywords(mask_bits=(-1,))
 
 
+def test_chosen_bits_count_in_a_mask_of_floats_too():
+    hdus = with_dq([0, 1, 4, 5])
+    plane = hdus[1].data.astype(np.float32)
+    plane[4, 4] = np.nan
+    hdus[1] = fits.ImageHDU(plane, name="DQ")
+    assert bad_pixels(dia.as_frame(hdus)) == [1, 2, 3, 4]
+    assert bad_pixels(dia.as_frame(hdus, keywords=Keywords(mask_bits=(2,)))) == [2, 3, 4]
+
+
 def test_of_jwst_only_do_not_use_is_bad():
     frame = dia.as_frame(with_dq([0, 1, 4, 5], TELESCOP="JWST"))
     assert bad_pixels(frame) == [1, 3]

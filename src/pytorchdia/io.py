@@ -473,8 +473,10 @@ def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
         if name in planes.masks:
             values = np.asarray(other.data).reshape(frame.shape)
             bad = values != 0
-            if _is_integer_array(values):
-                bad = values.astype(np.int64) & _bad_bits(frame, other.header, planes.bits) != 0
+            if planes.bits or _is_integer_array(values):
+                known = np.isfinite(values)
+                whole = np.where(known, values, 0).astype(np.int64)
+                bad = ~known | (whole & _bad_bits(frame, other.header, planes.bits) != 0)
             frame = frame.flagged(torch.from_numpy(bad), Flag.MASKED)
             said = (
                 f"Used the {name} image of {frame.name}: {100 * bad.mean():.2g} % of its pixels "
