@@ -99,7 +99,7 @@ def simulate_pair(
         Sky of both images [ADU]; drawn from U(10, 1000) if None.
     reading : {"text", "notebook"}
         Of section 3.1: as it is written, or as the numbers of Table 2 were made
-        (:class:`Reading`).
+        (``Reading``).
     """
     if reference_noise < 0:
         raise InputError(f"reference_noise must be at least 0, got {reference_noise}.")

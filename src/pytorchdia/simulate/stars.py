@@ -73,7 +73,7 @@ def draw_stars(
     log_density : float
         lg of the number of stars per 100 x 100 pixels.
     reading : {"text", "notebook"}
-        Of section 3.1 (:class:`Reading`).
+        Of section 3.1 (``Reading``).
 
     Raises
     ------
