@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
 from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header
 
-__all__ = ["as_frame", "as_frames", "read_header", "read_plane", "stem"]
+__all__ = ["as_frame", "as_frames", "has_bits", "read_header", "read_plane", "stem", "word_of"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS", "BADPIX", "BPMASK", "QUALITY", "QUAL")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
@@ -132,6 +132,19 @@ def read_plane(path: str | Path) -> NDArray[np.float64]:
     frame = as_frame(path, saturation=math.inf)
     plane: NDArray[np.float64] = np.where(frame.mask.numpy(), np.nan, frame.data.numpy())
     return plane
+
+
+def word_of(bits: Iterable[int]) -> int:
+    """The integer in which these bits, from 0 on, are set."""
+    return sum(1 << bit for bit in bits)
+
+
+def has_bits(values: NDArray[Any], word: int) -> NDArray[np.bool_]:
+    """Where a mask has any bit of ``word`` set, or no value."""
+    known = np.isfinite(values)
+    whole = np.where(known, values, 0).astype(np.int64)
+    found: NDArray[np.bool_] = ~known | (whole & word != 0)
+    return found
 
 
 def stem(path: str | Path) -> str:
@@ -474,9 +487,7 @@ def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
             values = np.asarray(other.data).reshape(frame.shape)
             bad = values != 0
             if planes.bits or _is_integer_array(values):
-                known = np.isfinite(values)
-                whole = np.where(known, values, 0).astype(np.int64)
-                bad = ~known | (whole & _bad_bits(frame, other.header, planes.bits) != 0)
+                bad = has_bits(values, _bad_bits(frame, other.header, planes.bits))
             frame = frame.flagged(torch.from_numpy(bad), Flag.MASKED)
             said = (
                 f"Used the {name} image of {frame.name}: {100 * bad.mean():.2g} % of its pixels "
@@ -503,7 +514,7 @@ def _bad_bits(frame: Frame, header: fits.Header, given: tuple[int, ...]) -> int:
     is bad.
     """
     if given:
-        return sum(1 << bit for bit in given)
+        return word_of(given)
     if str(frame.meta.get("TELESCOP", "")).strip().upper() == "JWST":
         return 1
     numbers = [header.get(f"MP_{plane}") for plane in _HARMLESS_PLANES]

@@ -339,9 +339,10 @@ class _Evidence:
         best = self.maximise(np.append(main, main[4:7] + _LIKE_THE_FIRST), slice(7, 10))
         wide = max(log_s + _WIDER, _WIDE)
         rough = [np.append(main, [log_a - less, _ROUGH, wide]) for less in _FAINTER]
-        start = max(rough, key=self.value)
-        if self.value(start) < self.value(main) + _HIGHER:
+        heights = [self.value(x) for x in rough]
+        if max(heights) < self.value(main) + _HIGHER:
             return best
+        start = rough[int(np.argmax(heights))]
         return max(best, self.maximise(start, slice(7, 10)), key=self.value)
 
     def spread(self, x: FloatArray) -> Basis:

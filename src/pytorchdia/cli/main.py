@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from .. import __version__, plot
@@ -32,7 +31,7 @@ from ..config import (
 from ..errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
 from ..frame import Frame
 from ..headers import Keywords
-from ..io import as_frame, read_plane, stem
+from ..io import as_frame, has_bits, read_plane, stem, word_of
 from ..measure import choose_kernel, default_noise
 from ..noise import EMCCDNoise, NoiseModel
 from ..product import check_writable, summarise
@@ -313,10 +312,7 @@ def _plane(path: str | None) -> Any:
 def _mask(path: str | None, bits: tuple[int, ...]) -> Any:
     """A mask, of which only ``bits`` count if any are given; what has no value is bad."""
     plane = _plane(path)
-    if plane is None or not bits:
-        return plane
-    chosen = sum(1 << bit for bit in bits)
-    return np.nan_to_num(plane, nan=chosen).astype(np.int64) & chosen
+    return plane if plane is None or not bits else has_bits(plane, word_of(bits))
 
 
 def _require_one_noise_model(
