@@ -15,7 +15,7 @@ from pytorchdia.preparation.register import Registration
 from pytorchdia.regions import FrameDifference, Region, RegionFit
 from pytorchdia.run.difference_steps import _without_changed
 from pytorchdia.run.epoch import EpochDifference
-from pytorchdia.run.frame_steps import Source, register_frame, registered
+from pytorchdia.run.frame_steps import Source, load, register_frame, registered
 from pytorchdia.run.season_steps import make_reference
 from pytorchdia.run.settings import load_settings
 from pytorchdia.run.tables import read_table
@@ -39,11 +39,11 @@ def sources(folder: Path) -> list[Source]:
     return [Source(path.stem, path) for path in sorted(folder.glob("*.fits"))]
 
 
-def settings_with(folder: Path, key: str, image: np.ndarray):
-    """Settings that name an image: a flat or a mask."""
+def settings_with(folder: Path, key: str, image: np.ndarray, more: str = ""):
+    """Settings that name an image: a flat or a mask; and ``more`` at their end."""
     fits.PrimaryHDU(image).writeto(folder / f"{key}.image", overwrite=True)
     (folder / "config.toml").write_text(
-        CONFIG.replace("[subtract]", f'{key} = "{key}.image"\n[subtract]')
+        CONFIG.replace("[subtract]", f'{key} = "{key}.image"\n[subtract]') + more
     )
     return load_settings(folder / "config.toml")
 
@@ -99,6 +99,17 @@ def test_a_grid_is_looked_at_anew_when_the_mask_changes(folder: Path) -> None:
     mask[:] = 0
     many = register_frame(source, grid, settings_with(folder, "mask", mask), folder / "run")
     assert many.values["n_matched"] > 1.3 * few.values["n_matched"]
+
+
+def test_of_the_mask_for_all_frames_the_chosen_bits_count(folder: Path) -> None:
+    mask = np.zeros(SHAPE, np.int16)
+    mask[5, 5], mask[6, 6], mask[7, 7] = 1, 2, 3
+    for bits, bad in ((None, [5, 6, 7]), ([0], [5, 7]), ([1], [6, 7])):
+        more = "" if bits is None else f"[keywords]\nmask_bits = {bits}\n"
+        settings = settings_with(folder, "mask", mask, more)
+        flags = load(sources(folder)[1], settings).flags.numpy()
+        masked = (flags & int(Flag.MASKED)) != 0
+        assert [i for i in range(4, 9) if masked[i, i]] == bad
 
 
 def listed(folder: Path, rows: str, more: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from astropy.units import Unit
+from astropy.units import Quantity, Unit
 
 from .errors import Finding, InputError
 from .frame import Detector
@@ -22,6 +22,7 @@ __all__ = [
     "filter_from_header",
     "parse_unit",
     "unit_from_header",
+    "with_unit",
 ]
 
 KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -36,10 +37,12 @@ KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("GAINEFF",),
         ("GAINA", "GAINB"),
         ("GAIN1", "GAIN2", "GAIN3", "GAIN4"),
+        ("CELL.GAIN",),
     ),
     "read_noise": (
         ("RDNOISE",),
         ("READNOIS",),
+        ("READNOI",),
         ("READNOISE",),
         ("RON",),
         ("CCDRON",),
@@ -47,6 +50,8 @@ KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ESO DET OUT1 RON",),
         ("RDNOISEA", "RDNOISEB"),
         ("RDNOISE1", "RDNOISE2", "RDNOISE3", "RDNOISE4"),
+        ("READNSEA", "READNSEB", "READNSEC", "READNSED"),
+        ("CELL.READNOISE",),
     ),
     "saturation": (
         ("SATURATE",),
@@ -55,17 +60,21 @@ KEYWORDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("SATURATION",),
         ("MAXLIN",),
         ("SATURATA", "SATURATB"),
+        ("CELL.SATURATION",),
     ),
-    "exposure": (("EXPTIME",), ("EXPOSURE",), ("EXP_TIME",), ("ITIME",), ("TEXP",)),
+    "exposure": (("EXPTIME",), ("EXPOSURE",), ("EXP_TIME",), ("ITIME",), ("TEXP",), ("XPOSURE",)),
 }
 
 FILTERS = ("FILTER", "FILTERS", "FILTNAM", "FILTER1", "FILTER2", "FILTNAM1", "ESO INS FILT1 NAME",
-           "WFFBAND", "BAND", "INSFILTE")  # fmt: skip
+           "WFFBAND", "BAND", "INSFILTE", "FPA.FILTERID")  # fmt: skip
 
 WCS_CARD = re.compile(
     r"(WCS|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CD\d|PC\d|PV\d|PS\d|LONPOLE|LATPOLE|[AB]P?_)"
 )
 """Keywords of world coordinates: a mixture of two systems would be none."""
+
+_TIMES = {"d": "d", "day": "d", "days": "d", "h": "h", "hr": "h", "min": "min", "ms": "ms"}
+_UNIT_OF_A_CARD = re.compile(r"\s*\[(\w+)\]")
 
 _PER_SECOND = re.compile(r"\s*(/\s*s(ec(ond)?)?|[ .*]\s*s(\*\*|\^)?\(?-1\)?)\s*$", re.IGNORECASE)
 _ELECTRONS = {"e", "e-", "electron", "electrons", "photoelectron", "photoelectrons", "photon"}
@@ -139,10 +148,25 @@ class Keywords:
                 f"mask_bits are numbers of bits, from 0 to 62, got {list(self.mask_bits)}."
             )
 
+    def names(self, name: str) -> set[str]:
+        """All keywords of a number of the detector."""
+        return {keyword for group in self.groups(name) for keyword in group}
+
     def groups(self, name: str) -> tuple[tuple[str, ...], ...]:
         """All keywords of a number of the detector in order of preference."""
         own: tuple[str, ...] = getattr(self, name)
         return tuple((keyword,) for keyword in own) + KEYWORDS[name]
+
+
+def with_unit(key: str, value: Any, comment: str, keywords: Keywords = Keywords()) -> Any:
+    """The value of a card; of an exposure time in another unit than seconds, with its unit.
+
+    The FITS standard (section 4.3) has the unit in square brackets where the comment begins.
+    """
+    unit = _UNIT_OF_A_CARD.match(comment)
+    if unit is None or unit[1].lower() not in _TIMES or key not in keywords.names("exposure"):
+        return value
+    return value if _usable("exposure", value) is None else Quantity(value, _TIMES[unit[1].lower()])
 
 
 def filter_from_header(header: Mapping[str, Any], keywords: Keywords = Keywords()) -> str:
@@ -179,10 +203,11 @@ def detector_from_header(
         else:
             groups = keywords.groups(name)
             values[name], sources[name] = _look_up(name, header, groups, unit, findings)
+    gain = values["gain"] if given.get("gain") is None else None
     if given.get("gain") is None:
         _adapt_gain_to_unit(values, sources, unit, findings)
     if given.get("saturation") is None:
-        _adapt_saturation_to_unit(values, sources, unit, findings)
+        _adapt_saturation_to_unit(values, sources, unit, gain, findings)
     known = {name: source for name, source in sources.items() if source}
     return Detector(**values, sources=known), tuple(findings)
 
@@ -220,6 +245,10 @@ def _look_up(
             in_electrons = name == "gain" and _kind_of_unit(unit).startswith("electron")
             if name in ("gain", "read_noise") and not in_electrons:
                 _tell_of_amplifiers(name, good, combined, findings)
+            for key in good:
+                if isinstance(present[key], Quantity):
+                    said = f"{key} = {present[key]} is an exposure time of {good[key]:g} s."
+                    findings.append(Finding("exposure-unit", said))
             return combined, ", ".join(good)
         if present and name != "saturation":
             findings.append(
@@ -259,8 +288,8 @@ def _usable(name: str, raw: Any) -> float | None:
     if isinstance(raw, bool):
         return None
     try:
-        value = float(raw)
-    except (TypeError, ValueError):
+        value = raw.to_value("s") if isinstance(raw, Quantity) else float(raw)
+    except (TypeError, ValueError):  # a unit that is no time is a ValueError of astropy's
         return None
     positive = value > 0 or (name == "read_noise" and value == 0)
     return value if math.isfinite(value) and positive else None
@@ -325,11 +354,29 @@ def _adapt_saturation_to_unit(
     values: dict[str, float | None],
     sources: dict[str, str],
     unit: str,
+    gain: float | None,
     findings: list[Finding],
 ) -> None:
-    """A level in counts is no level of a rate: divided by the exposure time, or not used."""
+    """A level in counts is no level of a rate: divided by the exposure time, or not used.
+
+    Nor is it one of electrons: where the header's gain is less than 1 the level would be too high,
+    and is multiplied by it.
+    """
     level, exposure, kind = values["saturation"], values["exposure"], _kind_of_unit(unit)
-    if level is None or not kind.endswith("/s"):
+    if level is None:
+        return
+    if kind == "electron" and gain is not None and gain < 1.0:
+        values["saturation"] = gain * level
+        findings.append(
+            Finding(
+                "saturation-in-counts",
+                f"The data are in {unit} and the header keeps a gain of {gain:g}, so "
+                f"{sources['saturation']} = {level:g} is taken for counts: pixels from "
+                f"{gain * level:g} on are saturated. Give the saturation level if they are not.",
+            )
+        )
+        sources["saturation"] += f" x {gain:g}"
+    if not kind.endswith("/s"):
         return
     if kind == "adu/s" and exposure is not None:
         values["saturation"] = level / exposure

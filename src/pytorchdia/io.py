@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,17 @@ from astropy.wcs import WCS, FITSFixedWarning
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
+from .conventions import ASINH_CARDS, bad_pixels, colour_mosaic, linear_scale
 from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
-from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header
+from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header, with_unit
 
-__all__ = ["as_frame", "as_frames", "has_bits", "read_header", "read_plane", "stem", "word_of"]
+__all__ = ["as_frame", "as_frames", "read_header", "read_mask", "read_plane", "stem"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS", "BADPIX", "BPMASK", "QUALITY", "QUAL")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
 _SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "ERRS", "SIGMA")
 _INVERSE_NAMES = ("IVAR", "INVVAR")
-# Planes of an LSST mask, as its cards MP_... name them, that say what was found in a good pixel.
-_HARMLESS_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "DEBLENDED", "NOT_DEBLENDED", "INEXACT_PSF")
 _POWER_OF_UTYPE = {"StdDevUncertainty": 2, "VarianceUncertainty": 1, "InverseVariance": -1}
 _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
 _PLATEAU_PIXELS = 5  # pixels together at the top make a plateau; a symmetric star has up to 4
@@ -128,23 +127,23 @@ def as_frame(
 
 
 def read_plane(path: str | Path) -> NDArray[np.float64]:
-    """An auxiliary image (mask, variance, flat-field), (h, w), with NaN at its bad pixels."""
+    """An auxiliary image (variance, flat-field), (h, w), with NaN at its bad pixels."""
     frame = as_frame(path, saturation=math.inf)
     plane: NDArray[np.float64] = np.where(frame.mask.numpy(), np.nan, frame.data.numpy())
     return plane
 
 
-def word_of(bits: Iterable[int]) -> int:
-    """The integer in which these bits, from 0 on, are set."""
-    return sum(1 << bit for bit in bits)
+def read_mask(path: str | Path, bits: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    """A mask from a file of its own, (h, w), True = ignore.
 
-
-def has_bits(values: NDArray[Any], word: int) -> NDArray[np.bool_]:
-    """Where a mask has any bit of ``word`` set, or no value."""
-    known = np.isfinite(values)
-    whole = np.where(known, values, 0).astype(np.int64)
-    found: NDArray[np.bool_] = ~known | (whole & word != 0)
-    return found
+    Parameters
+    ----------
+    path : str or Path
+    bits : tuple of int
+        The bits, from 0 on, that make a pixel bad; empty: those that the header tells, or any.
+    """
+    frame = as_frame(path, saturation=math.inf)
+    return bad_pixels(np.where(frame.mask.numpy(), np.nan, frame.data.numpy()), frame.meta, bits)
 
 
 def stem(path: str | Path) -> str:
@@ -299,12 +298,14 @@ def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Giv
     label = name if plain else f"{name}[{chosen.name or index}]"
     values = _numbers(chosen.data, label)
     _blank_to_nan(values, chosen)
+    merged = _with_primary(header, hdus[0].header, given.keywords)
+    values, noted = linear_scale(values, merged, label)
     detector, findings = detector_from_header(
-        _with_primary(header, hdus[0].header), given.numbers, unit_from_header(header),
-        given.keywords,
-    )  # fmt: skip
+        merged, given.numbers, unit_from_header(header), given.keywords
+    )
+    findings += tuple(filter(None, (noted, colour_mosaic(values, merged, label))))
     frame = _assemble(
-        values, label, detector, findings, _top_of_integers(chosen),
+        values, label, detector, findings, None if noted else _top_of_integers(chosen),
         unit=unit_from_header(header), meta=_inherited(header, hdus[0].header),
         wcs=_celestial(header, hdus),
     )  # fmt: skip
@@ -314,7 +315,7 @@ def _from_hdus(hdus: fits.HDUList, hdu: int | str | None, name: str, given: _Giv
     of_known_use = [other for other in mates if _name(other) in planes.names]
     main = hdu is None or _name(chosen) in ("", "PRIMARY", "SCI", "SCIENCE", "IMAGE")
     if main or len(of_known_use) == len(mates):
-        frame = _with_companions(frame, of_known_use, planes)
+        frame = _with_companions(frame, of_known_use, planes, merged)
         others = [i for i in _images(hdus) if i != index and _name(hdus[i]) not in planes.names]
         if hdu is not None or not others:
             return frame
@@ -419,7 +420,9 @@ def _blank_to_nan(values: NDArray[Any], hdu: Any) -> None:
         values[values == scaled] = np.nan
 
 
-def _with_primary(header: fits.Header, primary: fits.Header) -> dict[str, Any]:
+def _with_primary(
+    header: fits.Header, primary: fits.Header, keywords: Keywords = Keywords()
+) -> dict[str, Any]:
     """The HDU's keywords, and those of the primary header that it does not have."""
     merged: dict[str, Any] = {}
     for cards in (primary, header):
@@ -431,7 +434,7 @@ def _with_primary(header: fits.Header, primary: fits.Header) -> dict[str, Any]:
             except VerifyError:  # a card that breaks the standard is no reason to lose the image
                 continue
             if value is not None and not isinstance(value, fits.card.Undefined):
-                merged[key] = value
+                merged[key] = with_unit(key, value, cards.comments[key], keywords)
     return merged
 
 
@@ -442,6 +445,8 @@ def _inherited(header: fits.Header, primary: fits.Header) -> fits.Header:
         special = card.keyword in ("", "COMMENT", "HISTORY", "NEXTEND", "EXTEND")
         if not special and card.keyword not in merged and not WCS_CARD.match(card.keyword):
             merged.append(card)
+    for keyword in ASINH_CARDS:  # the values are linear now
+        merged.remove(keyword, ignore_missing=True)
     return merged
 
 
@@ -478,16 +483,18 @@ def _of_its_kind(frame: Frame, hdus: fits.HDUList, index: int) -> list[Any]:
     ]
 
 
-def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
-    """Mask and variance images of the same file, known by their names."""
+def _with_companions(
+    frame: Frame, others: list[Any], planes: _Planes, cards: Mapping[str, Any]
+) -> Frame:
+    """Mask and variance images of the same file, known by their names; ``cards`` are its own."""
     findings = list(frame.findings)
     for other in others:
         name = _name(other)
         if name in planes.masks:
             values = np.asarray(other.data).reshape(frame.shape)
-            bad = values != 0
-            if planes.bits or _is_integer_array(values):
-                bad = has_bits(values, _bad_bits(frame, other.header, planes.bits))
+            bad = bad_pixels(
+                values, {**cards, **_with_primary(other.header, other.header)}, planes.bits
+            )
             frame = frame.flagged(torch.from_numpy(bad), Flag.MASKED)
             said = (
                 f"Used the {name} image of {frame.name}: {100 * bad.mean():.2g} % of its pixels "
@@ -507,25 +514,12 @@ def _with_companions(frame: Frame, others: list[Any], planes: _Planes) -> Frame:
     return replace(frame, findings=tuple(findings))
 
 
-def _bad_bits(frame: Frame, header: fits.Header, given: tuple[int, ...]) -> int:
-    """The bits of an integer mask that make a pixel bad: those given, or all but the harmless.
-
-    An LSST mask has planes that only say what is in a pixel; of JWST's only DO_NOT_USE says that it
-    is bad.
-    """
-    if given:
-        return word_of(given)
-    if str(frame.meta.get("TELESCOP", "")).strip().upper() == "JWST":
-        return 1
-    numbers = [header.get(f"MP_{plane}") for plane in _HARMLESS_PLANES]
-    return ~sum(1 << number for number in numbers if isinstance(number, int) and 0 <= number < 31)
-
-
 def _from_nddata(source: NDData, given: _Given, copy: bool) -> Frame:
     values = _numbers(source.data, "NDData", copy)
     meta = source.meta if isinstance(source.meta, Mapping) else {}
     unit = source.unit.to_string() if source.unit is not None else ""
-    detector, findings = detector_from_header(meta, given.numbers, unit, given.keywords)
+    known = _with_primary(meta, meta, given.keywords) if isinstance(meta, fits.Header) else meta
+    detector, findings = detector_from_header(known, given.numbers, unit, given.keywords)
     data = np.asarray(source.data)
     top = float(np.iinfo(data.dtype).max) if _is_integer_array(data) else None
     frame = _assemble(

@@ -31,7 +31,7 @@ from ..config import (
 from ..errors import Finding, InputError, PyTorchDIAError, PyTorchDIAWarning, WriteError
 from ..frame import Frame
 from ..headers import Keywords
-from ..io import as_frame, has_bits, read_plane, stem, word_of
+from ..io import as_frame, read_mask, read_plane, stem
 from ..measure import choose_kernel, default_noise
 from ..noise import EMCCDNoise, NoiseModel
 from ..product import check_writable, summarise
@@ -305,14 +305,12 @@ def _file_of(name: str) -> Path | None:
 
 
 def _plane(path: str | None) -> Any:
-    """An auxiliary image (mask, variance, flat) as an array with NaN at its bad pixels, or None."""
+    """An auxiliary image (variance, flat) as an array with NaN at its bad pixels, or None."""
     return None if path is None else read_plane(path)
 
 
 def _mask(path: str | None, bits: tuple[int, ...]) -> Any:
-    """A mask, of which only ``bits`` count if any are given; what has no value is bad."""
-    plane = _plane(path)
-    return plane if plane is None or not bits else has_bits(plane, word_of(bits))
+    return None if path is None else read_mask(path, bits)
 
 
 def _require_one_noise_model(

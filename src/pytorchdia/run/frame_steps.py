@@ -19,7 +19,7 @@ from ..changes.detections import reference_light
 from ..errors import Finding, ShapeError
 from ..frame import Flag, Frame
 from ..headers import Keywords, TimeKeyword, per_second
-from ..io import as_frame, read_plane
+from ..io import as_frame, read_mask, read_plane
 from ..measure import default_noise
 from ..noise import NoiseModel
 from ..preparation.bad_lines import without_bad_lines
@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def registered(
 ) -> tuple[Frame, NoiseModel | None]:
     """A frame on the reference's grid, and its noise model where there is a flat-field (eq 6)."""
     frame = load(source, settings)
-    flat = _plane(settings.path(settings.frames.flat))
-    if flat is None:
+    flat_file = settings.path(settings.frames.flat)
+    if flat_file is None:
         return apply_registration(frame, registration, shape, wcs), None
-    frame, flat = _fit_for_use(frame, flat)
+    frame, flat = _fit_for_use(frame, _cached_plane(flat_file, _stamp(flat_file)))
     if registration.how == "shift" and frame.variance is None:
         moved = apply_registration(frame, registration, shape, wcs)
         light = Frame(torch.from_numpy(flat), torch.zeros_like(frame.flags))
@@ -177,12 +178,12 @@ def load(source: Source, settings: Settings) -> Frame:
             saturation=own.saturation, keywords=keywords_of(settings),
         )  # fmt: skip
         return replace(frame, name=source.name)
-    camera = settings.camera
-    mask = _plane(settings.path(settings.frames.mask))
+    camera, mask = settings.camera, settings.path(settings.frames.mask)
+    bits = settings.keywords.mask_bits
     frame = as_frame(
         source.path, hdu=settings.frames.hdu, gain=camera.gain, read_noise=camera.read_noise,
         saturation=camera.saturation, keywords=keywords_of(settings),
-        mask=None if mask is None else ~np.isfinite(mask) | (mask != 0),
+        mask=None if mask is None else _cached_mask(mask, bits, _stamp(mask)),
     )  # fmt: skip
     frame = replace(frame, name=source.name)
     return without_bad_lines(frame) if settings.frames.bad_lines else frame
@@ -253,11 +254,11 @@ def _reference(run: Path, *stamps: tuple[int, int]) -> RunReference:
     return RunReference(frame, psf, reference_light(frame, psf))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _cached_plane(path: Path, stamp: tuple[int, int]) -> FloatArray:
     return read_plane(path)
 
 
-def _plane(path: Path | None) -> FloatArray | None:
-    """An image that holds for all frames, NaN at its bad pixels."""
-    return None if path is None else _cached_plane(path, _stamp(path))
+@lru_cache(maxsize=1)
+def _cached_mask(path: Path, bits: tuple[int, ...], stamp: tuple[int, int]) -> BoolArray:
+    return read_mask(path, bits)

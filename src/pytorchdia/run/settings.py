@@ -60,7 +60,9 @@ class FrameSettings(_Section):
         None, description="Number or name of the HDU; the first image if absent."
     )
     mask: str | None = Field(
-        None, description="Image of bad pixels (not 0 or NaN), for all frames."
+        None,
+        description="Image of bad pixels (not 0 or NaN; of a mask of bits, those that count), for "
+        "all frames.",
     )
     flat: str | None = Field(
         None, description="Master flat-field the frames were divided by, for the noise (eq 6)."
@@ -116,7 +118,9 @@ class KeywordSettings(_Section):
         (), description="EXTNAMEs of HDUs that hold a frame's variance [ADU^2]."
     )
     mask_bits: tuple[Annotated[int, Field(ge=0, le=62)], ...] = Field(
-        (), description="Bits, from 0 on, that make a pixel bad in a frame's mask; any if absent."
+        (),
+        description="Bits, from 0 on, that make a pixel bad in a frame's mask and in frames.mask; "
+        "those that its header tells, or any, if absent.",
     )
 
     @field_validator("time", mode="before")
