@@ -23,6 +23,7 @@ from ..noise import NoiseModel
 from ..preparation.register import Registration
 from ..regions import FrameDifference, subtract_by_regions
 from ..solvers import Newton, Solver
+from ..stars.ensemble import Drift, ensemble_drift
 from ..stars.photometry import Fluxes
 from ..subtract import subtract
 from .epoch import EpochDifference
@@ -132,28 +133,50 @@ def photometry_of_frame(
     stars = read_table(run / "stars.parquet")
     x, y = (np.asarray(stars[axis], dtype=np.float64) for axis in "xy")
     fluxes = epoch.fluxes(x, y, settings)
+    good, clean = fluxes.valid, fluxes.flags == 0
+    known = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
+    drift = ensemble_drift(fluxes.flux[clean], fluxes.error[clean], known[clean])
+    light = np.where(np.isfinite(known), known, epoch.light_at(x, y))
     columns = {"star": np.asarray(stars["star"])}
-    columns |= _epoch_columns(name, quality, epoch.stored, fluxes, (x, y))
+    columns |= _epoch_columns(name, quality, epoch.stored, fluxes, (x, y), drift, light)
     path = write_table(run / "photometry" / f"{name}.parquet", EPOCH, columns)
-    good = fluxes.valid
-    reference = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
-    share = systematic_share(columns["flux"], columns["error"], np.nan_to_num(reference))
+    # The difference keeps the drift: for what is found in it that is one more error.
+    share = systematic_share(fluxes.flux[good], fluxes.error[good], np.nan_to_num(known[good]))
     images = (epoch.difference, epoch.variance, epoch.stored.flags, epoch.psf)
     filtered = filter_difference(*images, light=epoch.light, share=share)
     found = find_in_difference(*images, filtered, threshold=settings.variables.threshold)
     second = write_table(run / "detections" / f"{name}.parquet", DETECTIONS, vars(found))
     values = {
         "systematic_share": share,
+        "drift": drift.share,
+        "drift_error": drift.error,
         "detections": len(found),
         "stars": len(x),
         "measured": int(good.sum()),
         "clean": int((fluxes.flags == 0).sum()),
         "median_error": float(np.median(fluxes.error[good])) if good.any() else None,
     }
-    return Made((path, second), values)
+    return Made((path, second), values, _drift_told(drift, name))
 
 
-def follow_candidates(name: str, quality: Mapping[str, Any], settings: Settings, run: Path) -> Made:
+def _drift_told(drift: Drift, name: str) -> tuple[Finding, ...]:
+    if not drift.share:
+        return ()
+    return (Finding(
+        "stars-drift",
+        f"The stars of {name} seem to have {'gained' if drift.share > 0 else 'lost'} "
+        f"{100 * abs(drift.share):.2g} +- {100 * drift.error:.1g} % of their light together (the "
+        f"median of {drift.n_stars}): no kernel turns the reference's PSF into that of this frame, "
+        "as with undersampled stars, or a frame sharper than the reference. It was taken off all "
+        "fluxes.",
+        "warning",
+    ),)  # fmt: skip
+
+
+def follow_candidates(
+    name: str, quality: Mapping[str, Any], photometry: Mapping[str, Any], settings: Settings,
+    run: Path,
+) -> Made:  # fmt: skip
     """Fluxes in a difference of all candidates that are not doubtful, at their own places.
 
     Only they are in the fit: what does not vary is in no difference. Where the light changes is not
@@ -164,16 +187,23 @@ def follow_candidates(name: str, quality: Mapping[str, Any], settings: Settings,
     number, x, y = (np.asarray(table[column])[believed] for column in ("candidate", "x", "y"))
     epoch = EpochDifference.read(name, run)
     fluxes = epoch.fluxes(x, y, settings)
-    columns = {"candidate": number} | _epoch_columns(name, quality, epoch.stored, fluxes, (x, y))
+    drift = Drift(photometry["drift"], photometry["drift_error"])
+    columns = {"candidate": number} | _epoch_columns(
+        name, quality, epoch.stored, fluxes, (x, y), drift, epoch.light_at(x, y)
+    )
     path = run / "followed" / f"{name}.parquet"
     return Made((write_table(path, FOLLOWED, columns, rows=len(x)),), {"candidates": len(x)})
 
 
 def _epoch_columns(
     name: str, quality: Mapping[str, Any], stored: FrameDifference, fluxes: Fluxes,
-    at: tuple[FloatArray, FloatArray],
+    at: tuple[FloatArray, FloatArray], drift: Drift, light: FloatArray,
 ) -> dict[str, Any]:  # fmt: skip
-    """Columns of :data:`~pytorchdia.run.tables.EPOCH` but for the first."""
+    """Columns of :data:`~pytorchdia.run.tables.EPOCH` but for the first.
+
+    ``light`` is what the reference has at each place: it drifts.
+    """
+    flux, error = drift.removed(fluxes.flux, fluxes.error, light)
     which = stored.region_of(*at)
     scales = np.array([fit.scale for fit in stored.fits])
     errors = np.array([fit.scale_error for fit in stored.fits])
@@ -182,12 +212,13 @@ def _epoch_columns(
         "time": quality["time"],
         "time_scale": quality["time_scale"],
         "bjd_tdb": quality["bjd_tdb"],
-        "flux": np.where(fluxes.valid, fluxes.flux, np.nan),
-        "error": np.where(fluxes.valid, fluxes.error, np.nan),
+        "flux": np.where(fluxes.valid, flux, np.nan),
+        "error": np.where(fluxes.valid, error, np.nan),
         "chi_square": fluxes.chi_square,
         "n_pixels": fluxes.n_pixels,
         "scale": scales[which],
-        "scale_error": errors[which],
+        "scale_error": np.hypot(errors, scales * drift.error)[which],
+        "drift": drift.share,
         "fwhm": quality["fwhm"],
         "flags": fluxes.flags,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from ..regions import FrameDifference
 from ..stars.catalogue import variance_of
@@ -64,6 +65,10 @@ class EpochDifference:
     def read(cls, name: str, run: Path) -> EpochDifference:
         """That of a frame, from the run folder."""
         return cls.of(read_difference(run / "differences" / f"{name}_diff.fits"), run)
+
+    def light_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """What the reference has at each place, as the flux of a star there [ADU], (n,)."""
+        return np.asarray(map_coordinates(self.light, [y, x], order=3, mode="nearest"))
 
     def fluxes(self, x: FloatArray, y: FloatArray, settings: Settings) -> Fluxes:
         """The flux at each place, all at once.

@@ -42,6 +42,7 @@ from .state import (
     forget,
     is_done,
 )
+from .tables import EPOCH
 
 __all__ = ["STEPS", "Executor", "Progress", "RunSummary", "in_this_process", "run_season"]
 
@@ -254,6 +255,7 @@ class _Season:
                 digest_of({
                     **self._epoch_inputs(name),
                     "settings": self._of("photometry", "variables"),
+                    "columns": EPOCH.names,
                 }),
                 photometry_of_frame,
                 (name, self._states["measure"][name].values, self.settings, self.run),
@@ -307,10 +309,12 @@ class _Season:
                 digest_of({
                     **self._epoch_inputs(name),
                     "candidates": found["candidates"].values["followed"],
+                    "drift": measured[name].values["drift"],
                     "settings": self._of("photometry"),
                 }),
                 follow_candidates,
-                (name, self._states["measure"][name].values, self.settings, self.run),
+                (name, self._states["measure"][name].values, measured[name].values, self.settings,
+                 self.run),
             )
             for name in (measured if found else ())
         ])  # fmt: skip

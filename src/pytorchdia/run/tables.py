@@ -46,6 +46,12 @@ EPOCH = pa.schema(
         _field("n_pixels", pa.int32(), "", "pixels used by the fit"),
         _field("scale", pa.float64(), "", "photometric scale P of the frame at the star"),
         _field("scale_error", pa.float64(), "", "1-sigma error of scale, common to the epoch"),
+        _field(
+            "drift",
+            pa.float64(),
+            "",
+            "share of its light that each star seemed to have gained, taken off; 0 if none was",
+        ),
         _field("fwhm", pa.float64(), "pix", "seeing of the frame"),
         _field("flags", pa.int32(), "", "bits of pytorchdia.stars.photometry.FluxFlag; 0 is good"),
     ]
