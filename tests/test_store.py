@@ -28,8 +28,8 @@ def epoch(i: int) -> dict[str, object]:
     return {
         "star": np.array(list(FLUX)), "frame": f"f{i}", "time": TIMES[i], "time_scale": "utc",
         "bjd_tdb": None, "flux": flux, "error": np.where(np.isnan(flux), np.inf, 1.5),
-        "chi_square": 1.0, "n_pixels": 9, "scale": 1.1, "scale_error": 0.01, "fwhm": 3.0,
-        "flags": 0,
+        "chi_square": 1.0, "n_pixels": 9, "scale": 1.1, "scale_error": 0.01, "drift": 0.0,
+        "fwhm": 3.0, "flags": 0,
     }  # fmt: skip
 
 

@@ -71,8 +71,8 @@ def bad_pixels(
     """Where a mask says that a pixel is bad; what has no value is bad.
 
     In a mask of whole numbers the bits that count are those given; else those that its header
-    tells (LSST's MP_..., the MASK.VALUE of Pan-STARRS, and the lowest one, DO_NOT_USE, of JWST);
-    else any.
+    tells (the planes of LSST, the MASK.VALUE of Pan-STARRS, and the lowest one, DO_NOT_USE, of
+    JWST); else any.
     """
     known = np.isfinite(values)
     whole = np.where(known, values, 0)
