@@ -203,8 +203,9 @@ def detector_from_header(
         else:
             groups = keywords.groups(name)
             values[name], sources[name] = _look_up(name, header, groups, unit, findings)
-    gain = values["gain"] if given.get("gain") is None else None
+    gain = None  # of the header, as it stands there
     if given.get("gain") is None:
+        gain = values["gain"]
         _adapt_gain_to_unit(values, sources, unit, findings)
     if given.get("saturation") is None:
         _adapt_saturation_to_unit(values, sources, unit, gain, findings)

@@ -136,9 +136,8 @@ def photometry_of_frame(
     good, clean = fluxes.valid, fluxes.flags == 0
     known = np.asarray(stars["flux"].to_numpy(zero_copy_only=False), dtype=np.float64)
     drift = ensemble_drift(fluxes.flux[clean], fluxes.error[clean], known[clean])
-    light = np.where(np.isfinite(known), known, epoch.light_at(x, y))
     columns = {"star": np.asarray(stars["star"])}
-    columns |= _epoch_columns(name, quality, epoch.stored, fluxes, (x, y), drift, light)
+    columns |= _epoch_columns(name, quality, epoch, fluxes, (x, y), drift, known)
     path = write_table(run / "photometry" / f"{name}.parquet", EPOCH, columns)
     # The difference keeps the drift: for what is found in it that is one more error.
     share = systematic_share(fluxes.flux[good], fluxes.error[good], np.nan_to_num(known[good]))
@@ -188,22 +187,25 @@ def follow_candidates(
     epoch = EpochDifference.read(name, run)
     fluxes = epoch.fluxes(x, y, settings)
     drift = Drift(photometry["drift"], photometry["drift_error"])
-    columns = {"candidate": number} | _epoch_columns(
-        name, quality, epoch.stored, fluxes, (x, y), drift, epoch.light_at(x, y)
-    )
+    columns = {"candidate": number}
+    columns |= _epoch_columns(name, quality, epoch, fluxes, (x, y), drift)
     path = run / "followed" / f"{name}.parquet"
     return Made((write_table(path, FOLLOWED, columns, rows=len(x)),), {"candidates": len(x)})
 
 
 def _epoch_columns(
-    name: str, quality: Mapping[str, Any], stored: FrameDifference, fluxes: Fluxes,
-    at: tuple[FloatArray, FloatArray], drift: Drift, light: FloatArray,
+    name: str, quality: Mapping[str, Any], epoch: EpochDifference, fluxes: Fluxes,
+    at: tuple[FloatArray, FloatArray], drift: Drift, known: FloatArray | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Columns of :data:`~pytorchdia.run.tables.EPOCH` but for the first.
 
-    ``light`` is what the reference has at each place: it drifts.
+    ``known`` are fluxes on the reference; where there is none, its light at the place drifts.
     """
-    flux, error = drift.removed(fluxes.flux, fluxes.error, light)
+    stored, flux, error = epoch.stored, fluxes.flux, fluxes.error
+    if drift.share:
+        light = epoch.light_at(*at)
+        light = light if known is None else np.where(np.isfinite(known), known, light)
+        flux, error = drift.removed(flux, error, light)
     which = stored.region_of(*at)
     scales = np.array([fit.scale for fit in stored.fits])
     errors = np.array([fit.scale_error for fit in stored.fits])

@@ -309,7 +309,7 @@ class _Season:
                 digest_of({
                     **self._epoch_inputs(name),
                     "candidates": found["candidates"].values["followed"],
-                    "drift": measured[name].values["drift"],
+                    "drift": [measured[name].values[key] for key in ("drift", "drift_error")],
                     "settings": self._of("photometry"),
                 }),
                 follow_candidates,
