@@ -42,7 +42,7 @@ def field(seed: int, reference: float, target: float) -> tuple[np.ndarray, np.nd
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fields", type=int, default=20)
+    parser.add_argument("--fields", type=int, default=10)
     parser.add_argument("--output")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", dia.PyTorchDIAWarning)
