@@ -183,7 +183,10 @@ def normalised_flux(case: Case, result: Subtraction) -> float:
     rows, columns = slice(top, bottom), slice(left, right)
     alone = Stars(np.array([x]), np.array([y]), np.array([1.0]))
     sharp = render_gaussian(alone, (h, w), pair.phi_r)
-    wide = correlate(sharp, result.kernel, mode="constant")[rows, columns]
+    # Convolved where it is wanted: the margin keeps the kernel inside the frame.
+    around = sharp[top - margin : bottom + margin, left - margin : right + margin]
+    wide = correlate(around, result.kernel)
+    wide = wide[margin : margin + bottom - top, margin : margin + right - left]
     variance = torch.from_numpy(pair.target_sigma[rows, columns] ** 2)
     if case.hit is not None:
         variance[torch.from_numpy(case.hit[rows, columns])] = torch.inf
