@@ -113,20 +113,32 @@ def test_derivatives_of_shapelets_are_those_of_differences(length, ellipse):
     shape = (9, 13)
     x = np.append(POINT, [math.log(0.02), math.log(length), math.log(3.0)])
     x[2:4] = ellipse
-    slope = torch.from_numpy(np.random.default_rng(1).normal(size=Shapelets(x, shape).root.shape))
+    rng = np.random.default_rng(1)
+    slope = rng.normal(size=Shapelets(x, shape).rows.shape)
+    vector = rng.normal(size=slope.shape[1])
 
     def value(step):
-        return float((slope * Shapelets(x + step, shape).root).sum())
+        return float((slope * Shapelets(x + step, shape).rows).sum())
 
-    numerical = [(value(d) - value(-d)) / 2e-6 for d in 1e-6 * np.eye(len(x))]
+    def covariance_times_vector(step):
+        rows = Shapelets(x + step, shape).rows
+        return rows.T @ (rows @ vector)
+
+    steps = 1e-6 * np.eye(len(x))
+    numerical = [(value(d) - value(-d)) / 2e-6 for d in steps]
     found = Shapelets(x, shape).gradient(slope)
     np.testing.assert_allclose(found, numerical, rtol=1e-6, atol=1e-7 * abs(found).max())
+
+    along = covariance_times_vector
+    numerical = np.array([(along(d) - along(-d)) / 2e-6 for d in steps])
+    moves = Shapelets(x, shape).moves(vector)
+    np.testing.assert_allclose(moves, numerical, rtol=1e-5, atol=1e-6 * abs(moves).max())
 
 
 def test_derivatives_of_the_evidence_are_those_of_differences():
     evidence = evidence_of_example()
     x = np.append(POINT, [math.log(0.02), math.log(1.5), math.log(3.0)])
-    _, gradient, _ = evidence.with_gradient(x)
+    gradient = evidence.at(x).gradient
     steps = 1e-5 * np.eye(len(x))
     numerical = [(evidence.value(x + d) - evidence.value(x - d)) / 2e-5 for d in steps]
     np.testing.assert_allclose(gradient, numerical, rtol=1e-4, atol=1e-4 * abs(gradient).max())
@@ -349,7 +361,7 @@ def test_the_spread_is_that_of_kernels_of_likely_hyperparameters():
     slopes = evidence_hessian(evidence, best)
     values, axes = np.linalg.eigh(slopes)
     draws = best + (rng.standard_normal((300, 7)) / np.sqrt(np.maximum(values, 1.0))) @ axes.T
-    kernels = torch.stack([evidence.kernel_of(x) for x in draws])
+    kernels = torch.stack([evidence.at(x).kernel for x in draws])
     seen = float(kernels.var(dim=0).sum())
     told = float((spread**2).sum())
     assert 0.2 * told < seen < 5.0 * told
@@ -357,9 +369,7 @@ def test_the_spread_is_that_of_kernels_of_likely_hyperparameters():
 
 def evidence_hessian(evidence, x):
     steps = 1e-3 * np.eye(len(x))
-    rows = [
-        (evidence.with_gradient(x - d)[1] - evidence.with_gradient(x + d)[1]) / 2e-3 for d in steps
-    ]
+    rows = [(evidence.at(x - d).gradient - evidence.at(x + d).gradient) / 2e-3 for d in steps]
     return 0.5 * (np.array(rows) + np.array(rows).T)
 
 

@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,8 +46,10 @@ _LIKE_THE_FIRST = np.array([-3.0, -1.0, 0.7])
 _FAINTER, _ROUGH, _WIDER, _WIDE = (3.0, 5.0), math.log(0.5), 0.7, math.log(1.8)
 _HIGHER = 0.1  # how much more ln evidence it must have there
 _STEP = 1e-3  # of differences by hyperparameters
-_ROUNDS, _LONGEST, _ROUNDING = 3, 0.5, 1e-9  # of the Newton steps at the end of the search
-_HOPELESS = 1e30  # stands for an infinite loss
+# Of the search: steps at most, those with the average information, the longest, what counts as
+# short, the gain in ln evidence that is none, and what a line search asks for and how often.
+_MOST_STEPS, _FAR_STEPS, _LONGEST, _NEAR, _GOAL = 100, 12, 1.0, 0.05, 1e-9
+_ARMIJO, _HALVINGS = 1e-4, 12
 _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
 _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
 
@@ -228,7 +228,7 @@ class Posterior(NamedTuple):
     @classmethod
     def of(cls, information: Matrix, projected: Params, root: Basis) -> Posterior | None:
         """For H, H times the fitted kernel, and F; None if rounding has eaten the unit diagonal."""
-        product = information @ root
+        product = (root.T @ information).T  # symmetric: quicker along its rows
         system = root.T @ product
         system.diagonal().add_(1.0)
         factor, failed = torch.linalg.cholesky_ex(system)
@@ -240,29 +240,61 @@ class Posterior(NamedTuple):
         return cls(coefficients, product, factor, evidence)
 
 
-_Loss = Callable[[FloatArray], tuple[float, FloatArray]]
+def _updated(hessian: FloatArray, move: FloatArray, change: FloatArray) -> FloatArray:
+    """A Hessian that has learnt how the gradient changed (BFGS, damped as by Powell 1978)."""
+    before = hessian @ move
+    expected, seen = float(move @ before), float(move @ change)
+    if seen < 0.2 * expected:
+        share = 0.8 * expected / (expected - seen)
+        change = share * change + (1.0 - share) * before
+        seen = float(move @ change)
+    updated: FloatArray = hessian - np.outer(before, before) / expected
+    return updated + np.outer(change, change) / seen
 
 
-def _polished(loss: _Loss, x: FloatArray, bounds: FloatArray) -> FloatArray:
-    """A minimum after at most ``_ROUNDS`` Newton steps with one Hessian, within its bounds."""
-    low, high = bounds.T
-    inside = np.flatnonzero((x > low) & (x < high))
-    value, gradient = loss(x)
-    ahead = [loss(x + step)[1] for step in _STEP * np.eye(len(x))[inside]]
-    hessian = np.array([(there - gradient)[inside] for there in ahead]) / _STEP
-    curvatures, axes = np.linalg.eigh(0.5 * (hessian + hessian.T))
-    curvatures = np.maximum(np.abs(curvatures), _WEAK)
-    for _ in range(_ROUNDS):
-        step = -axes @ ((axes.T @ gradient[inside]) / curvatures)
-        if not np.abs(step).max(initial=0.0) < _LONGEST:
-            break
-        nearer = x.copy()
-        nearer[inside] = np.clip(x[inside] + step, low[inside], high[inside])
-        its_value, its_gradient = loss(nearer)
-        if not its_value <= value + _ROUNDING * max(abs(value), 1.0):
-            break
-        x, value, gradient = nearer, its_value, its_gradient
-    return x
+class _Point:
+    """ln p(data | hyperparameters) at one place, with what follows from it.
+
+    Attributes
+    ----------
+    evidence : float
+        Minus infinity far beyond what the data allow.
+    gradient : ndarray
+        Its derivatives by the hyperparameters.
+    kernel : Params
+        The most probable kernel, (n_k,).
+    """
+
+    def __init__(self, x: FloatArray, kernel: KernelModel, information: Matrix, projected: Params):
+        self.x, self._information = x, information
+        self._shapelets = Shapelets(x, kernel.shape)
+        root = self._shapelets.root
+        self._posterior = Posterior.of(information, projected, root)
+        if self._posterior is None:
+            self.evidence, self.gradient = -math.inf, np.zeros_like(x)
+            self.kernel = torch.zeros_like(projected)
+            return
+        coefficients, product, factor, self.evidence = self._posterior
+        self.kernel = root @ coefficients
+        self._left = projected - product @ coefficients
+        slope = torch.outer(coefficients, self._left)
+        slope -= torch.cholesky_solve(product.T, factor)
+        self.gradient = self._shapelets.gradient(slope.numpy())
+
+    def curvature(self) -> FloatArray:
+        """The average information: what minus the second derivatives are near (n, n).
+
+        The mean of the observed and of the expected ones, less what would need traces of products
+        (Gilmour, Thompson & Cullis 1995); with V the covariance of the fitted kernel and V_i its
+        derivatives, half of r' V_i V^-1 V_j r, where r = V^-1 K is what the prior leaves over.
+        """
+        assert self._posterior is not None
+        moves = torch.from_numpy(self._shapelets.moves(self._left.numpy()))
+        across = moves @ self._posterior.product
+        seen = moves @ self._information @ moves.T
+        seen -= across @ torch.cholesky_solve(across.T, self._posterior.factor)
+        half: FloatArray = 0.25 * (seen + seen.T).numpy()
+        return half
 
 
 class _Evidence:
@@ -278,55 +310,67 @@ class _Evidence:
         self.information, self.kernel = information, kernel
         self.projected = information @ solution if projected is None else projected
         self.scale = float(solution.sum())
-        # The first term of the evidence if the prior gave way entirely: tolerances are relative to
-        # what lies beneath it.
-        self.ceiling = 0.5 * float(self.projected @ solution)
         self.half = 0.5 * max(kernel.shape)
+
+    def at(self, x: FloatArray) -> _Point:
+        """The evidence at these hyperparameters."""
+        return _Point(x, self.kernel, self.information, self.projected)
 
     def value(self, x: FloatArray) -> float:
         """The evidence; minus infinity far beyond what the data allow."""
-        return self.with_gradient(x)[0]
-
-    def kernel_of(self, x: FloatArray) -> Params:
-        """The most probable kernel, (n_k,)."""
-        return self.with_gradient(x)[2]
-
-    def with_gradient(self, x: FloatArray) -> tuple[float, FloatArray, Params]:
-        """The evidence, its derivatives by the hyperparameters, and the most probable kernel."""
-        shapelets = Shapelets(x, self.kernel.shape)
-        root = shapelets.root
-        posterior = Posterior.of(self.information, self.projected, root)
-        if posterior is None:
-            return -math.inf, np.zeros_like(x), torch.zeros_like(root[:, 0])
-        coefficients, product, factor, value = posterior
-        slope = torch.outer(coefficients, self.projected - product @ coefficients)
-        slope -= torch.cholesky_solve(product.T, factor)
-        return value, shapelets.gradient(slope.T), root @ coefficients
+        return self.at(x).evidence
 
     def maximise(self, start: FloatArray, free: slice) -> FloatArray:
         """The best hyperparameters, those that are not ``free`` left as they are.
 
-        A quasi-Newton search, and Newton steps at its end: where the evidence is flat the search
-        alone stops where rounding takes it.
+        Newton steps with the average information in place of the Hessian, because the way leads
+        along a valley that is narrower the longer l is; once they are short, the information is
+        kept and learns from the gradients (BFGS), until what a step would bring is lost in
+        rounding. All within bounds.
         """
-        x = start.copy()
+        low, high = np.array(self.bounds(start)[free]).T
+        at_start = start[free]
+        pull = _WEAK * np.eye(len(at_start))
 
-        def loss(part: FloatArray) -> tuple[float, FloatArray]:
-            x[free] = part
-            value, gradient, _ = self.with_gradient(x)
-            if not math.isfinite(value):
-                return _HOPELESS, np.zeros_like(part)
-            away = part - start[free]
-            excess = value - self.ceiling
-            return 0.5 * _WEAK * float(away @ away) - excess, _WEAK * away - gradient[free]
+        def loss(point: _Point) -> float:
+            away = point.x[free] - at_start
+            return 0.5 * _WEAK * float(away @ away) - point.evidence
 
-        bounds = self.bounds(start)[free]
-        found = scipy.optimize.minimize(
-            loss, start[free], jac=True, method="L-BFGS-B", bounds=bounds,
-            options={"maxiter": 100, "ftol": 1e-7, "gtol": 1e-2},
-        )  # fmt: skip
-        x[free] = _polished(loss, found.x, np.array(bounds))
-        return x
+        def slope(point: _Point) -> FloatArray:
+            return _WEAK * (point.x[free] - at_start) - point.gradient[free]
+
+        here = self.at(start)
+        value, gradient, far = loss(here), slope(here), True
+        if not math.isfinite(value):
+            return start
+        for number in range(_MOST_STEPS):
+            x = here.x[free]
+            if far and number < _FAR_STEPS:
+                hessian = here.curvature()[free, free] + pull
+            inside = ~(((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0)))
+            step = np.zeros_like(x)
+            step[inside] = -np.linalg.solve(hessian[np.ix_(inside, inside)], gradient[inside])
+            if -0.5 * float(gradient @ step) < _GOAL:
+                break
+            step *= min(1.0, _LONGEST / np.abs(step).max())
+            for _ in range(_HALVINGS):
+                there = start.copy()
+                there[free] = np.clip(x + step, low, high)
+                move = there[free] - x
+                after, expected = self.at(there), float(gradient @ move)
+                its_value = loss(after)
+                if its_value <= value + _ARMIJO * expected:
+                    break
+                above = its_value - value - expected
+                shorter = -0.5 * expected / above if math.isfinite(above) else 0.1
+                step = move * min(max(shorter, 0.1), 0.5)
+            else:
+                break
+            its_gradient = slope(after)
+            hessian = _updated(hessian, move, its_gradient - gradient)
+            far = far and np.abs(move).max() > _NEAR
+            here, value, gradient = after, its_value, its_gradient
+        return here.x
 
     def with_second(self, main: FloatArray) -> FloatArray:
         """The hyperparameters of one component, and the best ones found for a second beside it.
@@ -354,11 +398,11 @@ class _Evidence:
         no curvature is believed to be less, as it seems where a hyperparameter lies at a bound or
         the kernel is not of the prior's form. So J' H J <= 1.
         """
-        _, gradient, kernel = self.with_gradient(x)
-        ahead = [self.with_gradient(x + step) for step in _STEP * np.eye(len(x))]
-        curvature = np.array([gradient - there[1] for there in ahead]) / _STEP
+        here = self.at(x)
+        ahead = [self.at(x + step) for step in _STEP * np.eye(len(x))]
+        curvature = np.array([here.gradient - there.gradient for there in ahead]) / _STEP
         curvature = 0.5 * (curvature + curvature.T) + _WEAK * np.eye(len(x))
-        slopes = torch.stack([there[2] - kernel for there in ahead], dim=1) / _STEP
+        slopes = torch.stack([there.kernel - here.kernel for there in ahead], dim=1) / _STEP
         least = np.nan_to_num((slopes.T @ self.information @ slopes).numpy())
         least += _WEAK * np.eye(len(x))
         # In the axes of L^-1 .. L'^-1 the least curvature, L L', is one.
@@ -385,7 +429,7 @@ class _Evidence:
         width = 0.4 * self.half
         amplitude = max(abs(self.scale), 1e-12) / width**2
         broad = np.array([0.0, 0.0, 0.0, 0.0, np.log(amplitude), np.log(2.0), np.log(width)])
-        kernel = self.kernel_of(broad).reshape(self.kernel.shape).numpy()
+        kernel = self.at(broad).kernel.reshape(self.kernel.shape).numpy()
         kernel = kernel * np.sign(kernel.flat[np.argmax(np.abs(kernel))])
         weight = np.maximum(kernel - 0.2 * kernel.max(), 0.0)
         y, x = (np.arange(n) - n // 2 for n in kernel.shape)

@@ -12,7 +12,6 @@ function times pi^(1/4) (Mehler's formula). In two the columns of the root are t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -30,175 +29,160 @@ _TAIL = 1e-4  # share of a component's variance in the orders that are left out
 _MAX_ORDER = 14
 
 
-@dataclass(frozen=True)
 class Shapelets:
     """F with F F' = C, of one or several components with a common centre and elliptical metric.
 
-    Attributes
+    Parameters
     ----------
     x : ndarray
         Centre (x0, y0), ellipse (plus, cross), then ln a, ln l and ln s of each component.
     shape : (int, int)
         (ky, kx) of the kernel's box.
+
+    Attributes
+    ----------
+    rows : ndarray
+        F', (number of shapelets, n_k).
     """
 
-    x: FloatArray
-    shape: tuple[int, int]
+    def __init__(self, x: FloatArray, shape: tuple[int, int]) -> None:
+        centre = np.array([[x[0]], [x[1]]])
+        self._offsets = _pixels(shape) - centre
+        plus, cross = float(x[2]), float(x[3])
+        # The root of the metric is exp(E / 2), E = [[plus, cross], [cross, -plus]].
+        half = 0.5 * math.sqrt(plus**2 + cross**2 + 1e-24)
+        even, odd = math.cosh(half), 0.5 * math.sinh(half) / half
+        ellipse = np.array([[plus, cross], [cross, -plus]])
+        self._metric = even * _ROUND + odd * ellipse
+        bend = (even - 2.0 * odd) / (8.0 * half**2)
+        self._metric_by = [
+            part * (0.5 * odd * _ROUND + bend * ellipse) + odd * unit
+            for part, unit in ((plus, _PLUS), (cross, _CROSS))
+        ]
+        points = self._metric @ self._offsets
+        triples = np.exp(x[4:]).reshape(-1, 3).tolist()
+        self._components = [_Component(a, length, width, points) for a, length, width in triples]
+        columns = [component.columns for component in self._components]
+        self.rows: FloatArray = columns[0] if len(columns) == 1 else np.concatenate(columns)
 
-    @cached_property
+    @property
     def root(self) -> Basis:
         """F, (n_k, number of shapelets), float64; its columns lie together in memory."""
-        return torch.from_numpy(np.concatenate([c.columns for c in self._components])).T
+        return torch.from_numpy(self.rows).T
 
-    def gradient(self, slope: Basis) -> FloatArray:
-        """The derivatives by x of a function whose derivatives by F are ``slope`` (n_k, r)."""
-        ends = np.cumsum([len(component.columns) for component in self._components])
-        parts = np.split(slope.T.numpy(), ends[:-1])
-        found = [c.gradient(part) for c, part in zip(self._components, parts, strict=True)]
-        by_points = sum((each[0] for each in found), np.zeros_like(self._offsets))
-        return np.concatenate([self._by_frame(by_points), *(each[1] for each in found)])
-
-    @cached_property
-    def _offsets(self) -> FloatArray:
-        """(dx, dy) of each pixel from the centre, (2, n_k)."""
-        y, x = np.indices(self.shape).reshape(2, -1)
-        ky, kx = self.shape
-        return np.stack([x - (kx // 2 + self.x[0]), y - (ky // 2 + self.x[1])])
-
-    @cached_property
-    def _metric(self) -> FloatArray:
-        """The root of the metric, exp([[plus, cross], [cross, -plus]] / 2), (2, 2)."""
-        plus, cross = self.x[2:4]
-        _, even, odd = self._hyperbolic()
-        return np.array([[even + odd * plus, odd * cross], [odd * cross, even - odd * plus]])
-
-    def _hyperbolic(self) -> tuple[float, float, float]:
-        half = 0.5 * math.sqrt(self.x[2] ** 2 + self.x[3] ** 2 + 1e-24)
-        return half, math.cosh(half), 0.5 * math.sinh(half) / half
-
-    @cached_property
-    def _components(self) -> list[_Component]:
-        points = self._metric @ self._offsets
-        triples = np.exp(self.x[4:]).reshape(-1, 3).tolist()
-        return [_Component(a, length, width, points) for a, length, width in triples]
-
-    def _by_frame(self, by_points: FloatArray) -> FloatArray:
-        """Derivatives by centre and ellipse from those by the points, (2, n_k)."""
-        plus, cross = self.x[2:4]
-        half, even, odd = self._hyperbolic()
+    def gradient(self, slope: FloatArray) -> FloatArray:
+        """The derivatives by x of a function whose derivatives by F' are ``slope`` (r, n_k)."""
+        by_points, start = np.zeros_like(self._offsets), 0
+        by_logs: list[float] = []
+        for component in self._components:
+            end = start + len(component.columns)
+            by_its_points, by_its_logs = component.gradient(slope[start:end])
+            by_points += by_its_points
+            by_logs += by_its_logs
+            start = end
+        by_metric = by_points @ self._offsets.T
+        by_ellipse = [(by_metric * by).sum() for by in self._metric_by]
         by_centre = -self._metric @ by_points.sum(axis=1)
-        (xx, xy), (yx, yy) = by_points @ self._offsets.T  # by the elements of the metric
-        by_odd = plus * (xx - yy) + cross * (xy + yx)
-        by_half = (xx + yy) * math.sinh(half) + by_odd * 0.5 * (even - 2.0 * odd) / half
-        along = by_half / (4.0 * half)
-        by_plus, by_cross = odd * (xx - yy) + along * plus, odd * (xy + yx) + along * cross
-        return np.array([*by_centre, by_plus, by_cross])
+        return np.array([*by_centre, *by_ellipse, *by_logs])
+
+    def moves(self, vector: FloatArray) -> FloatArray:
+        """The derivatives of C times ``vector`` (n_k,) by x, (len(x), n_k)."""
+        ones = np.ones_like(vector)
+        ways = np.stack(
+            [-row[:, None] * ones for row in self._metric]
+            + [by @ self._offsets for by in self._metric_by]
+        )
+        found = [component.moves(vector, ways) for component in self._components]
+        return np.concatenate([sum(each[0] for each in found), *(each[1] for each in found)])
 
 
-@dataclass(frozen=True)
+_ROUND, _PLUS, _CROSS = np.eye(2), np.diag([1.0, -1.0]), np.array([[0.0, 1.0], [1.0, 0.0]])
+
+
 class _Component:
-    """One component at points (2, n) of the plane in which its envelope is round."""
+    """One component at points (2, n) of the plane in which its envelope is round.
 
-    amplitude: float
-    length: float
-    width: float
-    points: FloatArray
+    ``columns`` are its columns of F as rows, (r, n).
+    """
 
-    @cached_property
-    def columns(self) -> FloatArray:
-        """Its columns of F, as rows, (r, n)."""
-        (i, j), (along, across) = self._orders, self._waves
-        columns: FloatArray = self._share[:, None] * along[i] * across[j]
-        return columns
+    def __init__(self, amplitude: float, length: float, width: float, points: FloatArray) -> None:
+        self._ratio = 2.0 * (width / length) ** 2
+        self._g = math.sqrt(1.0 + self._ratio)
+        self._rho = rho = self._ratio / (self._g + 1.0) ** 2
+        self._stretch = math.sqrt(self._g) / width
+        self._z = self._stretch * points
+        # The order, not a whole number, beyond which the variance is left out.
+        self._depth = min(math.log(_TAIL) / math.log(rho), float(_MAX_ORDER))
+        self._most = math.ceil(self._depth)
+        self._waves = self._all_waves()
+        self._i, self._j, total = _orders(self._most)
+        # The last order comes in gradually, or the evidence would jump.
+        over = self._depth - (self._most - 1)
+        last = over**2 * (3.0 - 2.0 * over)
+        is_last = total == self._most
+        self._share = amplitude * np.where(is_last, last, 1.0)
+        self.columns: FloatArray = (
+            self._share[:, None] * self._waves[0, self._i] * self._waves[1, self._j]
+        )
+        # ln of a column by rho.
+        self._by_rho = 0.5 * total / rho - rho / (1.0 - rho**2)
+        if self._depth < _MAX_ORDER and last > 0:
+            depth_by_rho = -math.log(_TAIL) / (rho * math.log(rho) ** 2)
+            self._by_rho[is_last] += 6.0 * over * (1.0 - over) / last * depth_by_rho
+        self._rho_by_log = 2.0 / (self._g + 1.0) ** 2 * self._ratio / self._g  # of the width
+        self._z_by_log = 0.5 * self._ratio / self._g**2
 
-    def gradient(self, slope: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Derivatives by the points (2, n), and by ln a, ln l and ln s, from those by columns."""
-        (along, across), rho, g = self._waves, self._rho, self._g
-        scaled = np.zeros((*(self._order + 1,) * 2, slope.shape[1]))
-        scaled[self._orders] = slope * self._share[:, None]
-        by_along, by_across = (scaled * across).sum(axis=1), (scaled * along[:, None]).sum(axis=0)
-        # All of t_n dE/dt_n: of the waves along, across and, in their sum, of the amplitude.
-        each = np.stack([by_along * along, by_across * across])
-        lower = np.stack([by_along[1:] * along[:-1], by_across[1:] * across[:-1]])
-        n = np.arange(self._order + 1)
-        by_z = np.tensordot(lower, np.sqrt(2.0 * rho * n[1:]), (1, 0)) - self._z * each.sum(axis=1)
-
-        by_n = each.sum(axis=(0, 2))
-        by_rho = by_n @ (0.5 * n / rho - 0.5 * rho / (1.0 - rho**2))
-        by_rho += self._by_last(slope) * self._last_by_rho()
-        stretch = (by_z * self._z).sum()
-        turn = (0.5 * stretch / g + 2.0 * by_rho / (g + 1.0) ** 2) * self._ratio / g
-        by_logs = np.array([each[0].sum(), -turn, turn - stretch])
-        return by_z * (math.sqrt(g) / self.width), by_logs
-
-    @cached_property
-    def _ratio(self) -> float:
-        return 2.0 * (self.width / self.length) ** 2
-
-    @cached_property
-    def _g(self) -> float:
-        return math.sqrt(1.0 + self._ratio)
-
-    @cached_property
-    def _rho(self) -> float:
-        return self._ratio / (self._g + 1.0) ** 2
-
-    @cached_property
-    def _depth(self) -> float:
-        """The order, not a whole number, beyond which the variance is left out."""
-        return min(math.log(_TAIL) / math.log(self._rho), float(_MAX_ORDER))
-
-    @cached_property
-    def _order(self) -> int:
-        return math.ceil(self._depth)
-
-    @cached_property
-    def _z(self) -> FloatArray:
-        return self.points * (math.sqrt(self._g) / self.width)
-
-    @cached_property
-    def _waves(self) -> FloatArray:
+    def _all_waves(self) -> FloatArray:
         """t_0 to t_order along both axes, (2, order + 1, n)."""
         z, rho = self._z, self._rho
-        waves = np.empty((2, self._order + 1, z.shape[1]))
+        waves = np.empty((2, self._most + 1, z.shape[1]))
         waves[:, 0] = np.exp(-0.5 * z**2) * (1.0 - rho**2) ** 0.25
-        for n in range(1, self._order + 1):
+        for n in range(1, self._most + 1):
             waves[:, n] = math.sqrt(2.0 * rho / n) * z * waves[:, n - 1]
             if n > 1:
                 waves[:, n] -= math.sqrt((n - 1) / n) * rho * waves[:, n - 2]
         return waves
 
     @cached_property
-    def _orders(self) -> tuple[IntArray, IntArray]:
-        """The orders along and across of each column."""
-        return _orders(self._order)
+    def _slopes(self) -> tuple[FloatArray, FloatArray]:
+        """The derivatives of the columns by z along and across, (r, n) each."""
+        (along, across), share = self._waves, self._share[:, None]
+        by = -self._z[:, None] * self._waves
+        lower = np.sqrt(2.0 * self._rho * np.arange(1, self._most + 1))
+        by[:, 1:] += lower[:, None] * self._waves[:, :-1]
+        return share * by[0, self._i] * across[self._j], share * along[self._i] * by[1, self._j]
 
-    @cached_property
-    def _is_last(self) -> NDArray[np.bool_]:
-        return np.asarray(self._orders[0] + self._orders[1] == self._order)
+    def gradient(self, slope: FloatArray) -> tuple[FloatArray, list[float]]:
+        """Derivatives by the points (2, n), and by ln a, ln l and ln s, from those by columns."""
+        each = (slope * self.columns).sum(axis=1)
+        by_z = np.stack([(slope * by).sum(axis=0) for by in self._slopes])
+        stretch = float((by_z * self._z).sum())
+        turn = self._z_by_log * stretch + self._rho_by_log * float(each @ self._by_rho)
+        return self._stretch * by_z, [float(each.sum()), -turn, turn - stretch]
 
-    @cached_property
-    def _share(self) -> FloatArray:
-        """What each column is multiplied by."""
-        over = self._depth - (self._order - 1)
-        # The last order comes in gradually, or the evidence would jump.
-        last = over**2 * (3.0 - 2.0 * over)
-        return self.amplitude * np.where(self._is_last, last, 1.0)
-
-    def _by_last(self, slope: FloatArray) -> float:
-        """The derivative by the share of the last order."""
-        along, across = self._waves
-        i, j = (orders[self._is_last] for orders in self._orders)
-        return self.amplitude * float((slope[self._is_last] * along[i] * across[j]).sum())
-
-    def _last_by_rho(self) -> float:
-        if self._depth >= _MAX_ORDER:
-            return 0.0
-        over = self._depth - (self._order - 1)
-        return 6.0 * over * (1.0 - over) * -math.log(_TAIL) / (self._rho * math.log(self._rho) ** 2)
+    def moves(self, vector: FloatArray, ways: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """How C times a vector moves: with the points by some ways (m, 2, n), and with the logs."""
+        size = self.columns @ vector
+        ways = np.concatenate([self._stretch * ways, self._z[None]])
+        along, across = self._slopes
+        moved = ways[:, 0] * (size @ along) + ways[:, 1] * (size @ across)
+        moved += ((ways[:, 0] * vector) @ along.T + (ways[:, 1] * vector) @ across.T) @ self.columns
+        by_rho = 2.0 * (size * self._by_rho) @ self.columns
+        stretch = moved[-1]
+        turn = self._z_by_log * stretch + self._rho_by_log * by_rho
+        return moved[:-1], np.stack([2.0 * size @ self.columns, -turn, turn - stretch])
 
 
 @lru_cache(maxsize=64)
-def _orders(most: int) -> tuple[IntArray, IntArray]:
-    both, across = np.tril_indices(most + 1)
-    return both - across, across
+def _orders(most: int) -> tuple[IntArray, IntArray, IntArray]:
+    """The orders along and across of each column, and their sum."""
+    total, across = np.tril_indices(most + 1)
+    return total - across, across, total
+
+
+@lru_cache(maxsize=16)
+def _pixels(shape: tuple[int, int]) -> FloatArray:
+    """(x, y) of each pixel from the middle of the box, (2, n_k)."""
+    y, x = np.indices(shape).reshape(2, -1)
+    ky, kx = shape
+    return np.stack([x - kx // 2, y - ky // 2]).astype(np.float64)
