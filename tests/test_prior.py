@@ -7,6 +7,7 @@ import resource
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from pytorchdia import (
     AdamLBFGS,
@@ -83,8 +84,8 @@ def test_orders_left_out_by_default_hold_little_of_the_variance():
     assert float((root @ root.T - dense).abs().max()) < 1e-3 * float(dense.max())
 
 
-def evidence_of_example():
-    _, o = example()
+def evidence_of_example(seed=5):
+    _, o = example(seed)
     solution = Newton().solve(o)
     matrix = o.hessian(o.evaluate(solution.theta).curvature)
     n_k = o.model.kernel.n_params
@@ -157,6 +158,44 @@ def test_what_is_found_is_better_than_its_surroundings():
             beside[i] += sign
             assert evidence.value(beside) < evidence.value(best) + 0.5
     assert found.found(evidence.information, solution, evidence.kernel) is found
+
+
+def test_the_average_information_is_that_of_dense_matrices():
+    evidence = evidence_of_example()
+    x = np.append(POINT, [math.log(0.02), math.log(1.5), math.log(3.0)])
+
+    def covariance(step):
+        root = Shapelets(x + step, evidence.kernel.shape).root
+        return root @ root.T
+
+    steps = 1e-5 * np.eye(len(x))
+    derivatives = [(covariance(d) - covariance(-d)) / 2e-5 for d in steps]
+    whole = covariance(0.0) + torch.linalg.inv(evidence.information)
+    fitted = torch.linalg.solve(evidence.information, evidence.projected)
+    moved = torch.stack([c @ torch.linalg.solve(whole, fitted) for c in derivatives])
+    dense = 0.5 * (moved @ torch.linalg.solve(whole, moved.T)).numpy()
+    found = evidence.at(x).curvature()
+    np.testing.assert_allclose(found, dense, rtol=1e-5, atol=1e-6 * abs(dense).max())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_another_search_goes_no_further_from_where_this_one_ends(seed):
+    evidence = evidence_of_example(seed)
+    start = evidence.start()
+
+    def loss(x):
+        point, away = evidence.at(x), x - start
+        weak = prior_module._WEAK
+        return 0.5 * weak * away @ away - point.evidence, weak * away - point.gradient
+
+    found = evidence.maximise(start, slice(0, 7))
+    other = minimize(
+        loss, found, jac=True, method="L-BFGS-B", bounds=evidence.bounds(start),
+        options={"maxiter": 1000, "maxfun": 5000, "ftol": 1e-15, "gtol": 1e-7},
+    )  # fmt: skip
+    assert loss(found)[0] < loss(start)[0] - 1.0
+    assert loss(found)[0] == pytest.approx(other.fun, abs=1e-7)
+    np.testing.assert_allclose(found, other.x, atol=1e-3)
 
 
 @pytest.mark.parametrize(("seed", "sharp"), [(1183, True), (13, False)])
