@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .arrays import Flags, Image
+from .background import PolynomialBackground
+from .drift import BLOCK, Drift, block_drift
 from .errors import Finding
 from .fisher import Uncertainty
 from .frame import Flag, Frame, strips, with_flag
@@ -88,6 +90,7 @@ def assemble(
     flags = with_flag(flags, spoilt, Flag.BAD_VARIANCE) if bool(spoilt.any()) else flags
     sky_scale = _sky_scale(images, flags)
     n_k, coefficients = model.kernel.n_params, theta.cpu().numpy()
+    drift = _drift(images, flags, model.background, theta[n_k:].cpu())
     covariance = None if errors.covariance is None else errors.covariance.cpu().numpy()
     return Subtraction(
         difference=images.difference.numpy(),
@@ -110,9 +113,9 @@ def assemble(
         findings=(
             *pair.target.findings, *pair.reference.findings, *pair.findings, *solution.findings,
             *errors.findings, *findings,
-            *findings_of_fit(objective, solution, errors, sky_scale),
+            *findings_of_fit(objective, solution, errors, sky_scale, drift),
         ),
-        diagnostics=_diagnostics(pair, objective, solution, residuals, sky_scale),
+        diagnostics=_diagnostics(pair, objective, solution, residuals, sky_scale, drift),
         settings=_settings(pair, objective),
         header=pair.target.meta,
         wcs=pair.target.wcs,
@@ -217,12 +220,34 @@ def _sky_scale(images: _Images, flags: Flags) -> float:
     return robust_scale((difference / variance.sqrt())[dark])
 
 
+def _drift(
+    images: _Images, flags: Flags, background: PolynomialBackground, coefficients: Tensor
+) -> Drift:
+    """The share of the model's light that is left in the difference."""
+    shape = images.model.shape[0], images.model.shape[1]
+    strip_of = partial(_strip, images, flags, background, coefficients, shape)
+    return block_drift(map(strip_of, strips(shape[0], rows=16 * BLOCK)))
+
+
+def _strip(
+    images: _Images,
+    flags: Flags,
+    background: PolynomialBackground,
+    coefficients: Tensor,
+    shape: tuple[int, int],
+    rows: slice,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    light = images.model[rows] - background.image(coefficients, shape, rows)
+    return images.difference[rows], light, images.variance[rows], flags[rows] == 0
+
+
 def _diagnostics(
     pair: Pair,
     objective: Objective,
     solution: Solution,
     residuals: _Residuals,
     sky_scale: float,
+    drift: Drift,
 ) -> Diagnostics:
     freedom = max(objective.n_data - objective.model.n_params, 1)
     return Diagnostics(
@@ -234,6 +259,8 @@ def _diagnostics(
         mfv=residuals.variance,
         reduced_chi_square=residuals.squares / freedom,
         residual_scale=sky_scale,
+        drift=drift.share,
+        drift_error=drift.error,
         n_pixels=objective.n_data,
         n_parameters=objective.model.n_params,
         n_effective=float(objective.model.n_params),

@@ -51,11 +51,14 @@ class PolynomialBackground:
         xi, eta = ((torch.arange(n, dtype=dtype, device=device) - 0.5 * (n - 1)) / n for n in shape)
         return xi, eta
 
-    def image(self, coefficients: Params, shape: tuple[int, int]) -> Image:
-        """B(x, y) [ADU] on a frame of ``shape`` (h, w)."""
+    def image(
+        self, coefficients: Params, shape: tuple[int, int], rows: slice = slice(None)
+    ) -> Image:
+        """B(x, y) [ADU] on a frame of ``shape`` (h, w), or on some rows of it."""
         xi, eta = self.axes(shape, coefficients.dtype, coefficients.device)
-        image = torch.zeros((*coefficients.shape[:-1], *shape), dtype=coefficients.dtype,
-                            device=coefficients.device)  # fmt: skip
+        xi = xi[rows]
+        image = torch.zeros((*coefficients.shape[:-1], len(xi), len(eta)),
+                            dtype=coefficients.dtype, device=coefficients.device)  # fmt: skip
         for k, (m, n) in enumerate(self.exponents):
             image = image + coefficients[..., k, None, None] * (xi[:, None] ** n * eta**m)
         return image

@@ -65,9 +65,10 @@ class Factor:
         return whole.mT
 
     def matrix(self) -> Matrix:
-        """The matrix that was factored, its jitter included."""
-        matrix: Matrix = self.lower @ self.lower.mT
-        return matrix / self.scale.unsqueeze(-1) / self.scale.unsqueeze(-2)
+        """The matrix that was factored, its jitter included; float64, or it might be indefinite."""
+        lower = self.lower.to(torch.float64) / self.scale.unsqueeze(-1)
+        matrix: Matrix = lower @ lower.mT
+        return matrix
 
     def inverse(self) -> Matrix:
         """H^-1, (p, p), symmetric to the last bit."""

@@ -201,7 +201,8 @@ class _Quadratic:
         self.kernel, self.background = theta[:n_k], theta[n_k:]
         cross, corner = matrix[:n_k, n_k:], matrix[n_k:, n_k:]
         self._answer = torch.linalg.solve(corner, cross.T)  # of the background to the kernel
-        self.information = matrix[:n_k, :n_k] - cross @ self._answer
+        information = matrix[:n_k, :n_k] - cross @ self._answer
+        self.information = 0.5 * (information + information.T)
         self.projected = self.information @ self.kernel
         self._seen: Matrix | None = None
         if added is not None and bool((added > 0).any()):

@@ -70,6 +70,10 @@ class Diagnostics:
     residual_scale : float
         Robust scale (1.4826 MAD) of difference / sqrt(variance) over the darker half of the used
         pixels; 1 if the error map is right.
+    drift, drift_error : float
+        Share of the model's light that is still in the difference, all stars alike, and its error
+        (:func:`~pytorchdia.drift.block_drift`): P is too low by it. 0 where fewer than 20 blocks
+        of 16 x 16 pixels have enough light to tell.
     n_pixels, n_parameters : int
         Pixels used (N_data) and parameters fitted.
     n_effective : float
@@ -92,6 +96,8 @@ class Diagnostics:
     mfv: float
     reduced_chi_square: float
     residual_scale: float
+    drift: float
+    drift_error: float
     n_pixels: int
     n_parameters: int
     n_effective: float

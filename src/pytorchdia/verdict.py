@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+from .drift import Drift
 from .errors import (
     ConvergenceWarning,
     CovarianceWarning,
@@ -14,11 +15,13 @@ from .errors import (
     PyTorchDIAWarning,
 )
 from .fisher import Uncertainty
+from .likelihood import Gaussian, Likelihood
 from .objective import Objective
 from .solvers import Solution
 
 __all__ = ["findings_of_fit", "warn_of"]
 
+_DRIFT, _DRIFT_ERRORS = 0.01, 5.0  # share of the light, and its errors, that are told
 _SKY_SCALE = (0.8, 1.25)  # robust scale of clean residuals beyond which the errors are doubted
 
 
@@ -27,6 +30,7 @@ def findings_of_fit(
     solution: Solution,
     errors: Uncertainty,
     residual_scale: float,
+    drift: Drift,
 ) -> tuple[Finding, ...]:
     """What the status, P and the residuals on the sky give reason to say.
 
@@ -37,11 +41,14 @@ def findings_of_fit(
     errors : Uncertainty
     residual_scale : float
         Robust scale of the difference over its error on the sky.
+    drift : Drift
+        Share of the model's light that is left in the difference.
     """
     found = (
         _status_finding(objective, solution),
         _scale_finding(objective, solution, errors),
         _residual_finding(residual_scale),
+        _drift_finding(drift, objective.likelihood),
     )
     return tuple(finding for finding in found if finding is not None)
 
@@ -108,3 +115,24 @@ def warn_of(findings: tuple[Finding, ...]) -> None:
         if finding.level == "warning":
             category = _WARNING_OF_CODE.get(finding.code, PyTorchDIAWarning)
             warnings.warn(finding.message, category, stacklevel=3)
+
+
+def _drift_finding(drift: Drift, likelihood: Likelihood) -> Finding | None:
+    if not drift.above(_DRIFT, _DRIFT_ERRORS):
+        return None
+    robust = not isinstance(likelihood, Gaussian)
+    remedy = (
+        "A robust loss takes the pixels of bright stars for outliers where stars are undersampled "
+        "or the target is sharper than the reference: fit with the Gaussian loss."
+        if robust
+        else "No kernel turns undersampled stars, or a sharp reference's into sharper ones: choose "
+        "another reference, or count with P (1 + share)."
+    )
+    way = "low" if drift.share > 0 else "high"
+    return Finding(
+        "scale-drift",
+        f"The difference still holds {100 * drift.share:+.1f} % (error {100 * drift.error:.1f}) of "
+        f"the light of the model, the same share all over the frame: P is too {way} by as much. "
+        f"{remedy}",
+        "warning",
+    )

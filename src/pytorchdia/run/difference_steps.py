@@ -15,6 +15,7 @@ from ..background import PolynomialBackground
 from ..changes.changed_pixels import changed_sources, footprints
 from ..changes.detections import filter_difference, find_in_difference, systematic_share
 from ..config import PriorName, make_likelihood, make_penalty, parse_kernel_size
+from ..drift import Drift, ensemble_drift
 from ..errors import Finding
 from ..frame import Flag, Frame
 from ..kernel import DeltaKernel
@@ -23,7 +24,6 @@ from ..noise import NoiseModel
 from ..preparation.register import Registration
 from ..regions import FrameDifference, subtract_by_regions
 from ..solvers import Newton, Solver
-from ..stars.ensemble import Drift, ensemble_drift
 from ..stars.photometry import Fluxes
 from ..subtract import subtract
 from .epoch import EpochDifference

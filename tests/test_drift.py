@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import pytorchdia as dia
+from pytorchdia.drift import Drift, ensemble_drift
 from pytorchdia.run import difference_steps
 from pytorchdia.run.tables import read_table
 from pytorchdia.simulate import Stars, render_gaussian
-from pytorchdia.stars.ensemble import Drift, ensemble_drift
 from pytorchdia.stars.photometry import measure_fluxes
 from pytorchdia.stars.psf import gaussian_psf
 
