@@ -68,8 +68,8 @@ def measure(target: Frame, reference: Frame, size: int) -> dict[str, Any]:
                                  read_noise=target.detector.read_noise, mask=hidden)  # fmt: skip
                 other = as_frame(images[1], gain=reference.detector.gain,
                                  read_noise=reference.detector.read_noise)  # fmt: skip
-                r = subtract(frame, other, kernel=DeltaKernel(size), likelihood=Huber(),
-                             penalty=penalty, covariance=False)  # fmt: skip
+                r = subtract(frame, other, kernel=DeltaKernel(size), penalty=penalty,
+                             likelihood=Huber(tolerance=0.0), covariance=False)  # fmt: skip
                 unseen = np.isfinite(r.variance) & fresh
                 unseen[:, : SEEN + size] = False  # no pixel of the reference in common
                 z = r.difference[unseen] / np.sqrt(r.variance[unseen])

@@ -228,8 +228,8 @@ def test_background_degree_adds_coefficients(run_json):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("huber", "--huber-c", "2.5"), "Huber(c=2.5)"),
-        (("student-t", "--student-nu", "7"), "StudentT(nu=7.0)"),
+        (("huber", "--huber-c", "2.5"), "Huber(c=2.5, tolerance=0.1)"),
+        (("student-t", "--student-nu", "7", "--tolerance", "0"), "StudentT(nu=7.0, tolerance=0.0)"),
         (("gaussian",), "Gaussian()"),
     ],
 )

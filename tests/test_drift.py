@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import pytorchdia as dia
-from pytorchdia.drift import Drift, ensemble_drift
+from pytorchdia.drift import Drift, block_drift, ensemble_drift
 from pytorchdia.run import difference_steps
 from pytorchdia.run.tables import read_table
 from pytorchdia.simulate import Stars, render_gaussian
@@ -84,7 +86,11 @@ def test_a_frame_sharper_than_the_reference_measures_variables_right_without_it(
     reference, target = images
     noise = dia.CCDNoise(read_noise=3.0, gain=1.0)
     result = dia.subtract(
-        target, reference, kernel=dia.DeltaKernel(9), noise=noise, likelihood=dia.Huber()
+        target,
+        reference,
+        kernel=dia.DeltaKernel(9),
+        noise=noise,
+        likelihood=dia.Huber(tolerance=0.0),
     )
     psf = gaussian_psf(0.75 * 2.3548).convolved(result.kernel)
     fluxes = measure_fluxes(
@@ -143,3 +149,58 @@ def test_a_run_takes_the_drift_off_and_says_so(season: Path, monkeypatch) -> Non
     said = (season / "run" / "log.txt").read_text()
     assert f"photometry {name}: warning [stars-drift]" in said
     assert "gained 10 +- 3 % of their light together (the median of 25)" in said
+
+
+def undersampled_pair() -> tuple[np.ndarray, np.ndarray]:
+    """Target and reference of 150 constant stars, FWHM 2 pixels, shifted by a part of a pixel."""
+    rng = np.random.default_rng(11)
+    x, y = rng.uniform(8, 151, (2, 150))
+    flux = 10.0 ** rng.uniform(3.5, 5.0, 150)
+    images = []
+    for shift in (0.3, 0.0):
+        light = render_gaussian(Stars(x + shift, y - shift, flux), (160, 160), 2.0 / 2.3548) + 200.0
+        images.append(rng.poisson(light) + rng.normal(0.0, 3.0, light.shape))
+    return images[0], images[1]
+
+
+@pytest.mark.parametrize("penalty", [None, dia.GaussianProcessPrior()])
+@pytest.mark.parametrize("loss", [dia.Huber, dia.StudentT])
+def test_what_no_kernel_can_do_at_stars_is_no_outlier(loss, penalty) -> None:
+    options = {
+        "kernel": dia.DeltaKernel(11), "noise": dia.CCDNoise(read_noise=3.0, gain=1.0),
+        "penalty": penalty, "covariance": None,
+    }  # fmt: skip
+    pair = undersampled_pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dia.PyTorchDIAWarning)
+        of_paper, tolerant = (
+            dia.subtract(*pair, likelihood=loss(tolerance=share), **options) for share in (0.0, 0.1)
+        )
+    assert of_paper.scale < 0.99
+    assert tolerant.scale == pytest.approx(1.0, abs=0.005)
+    # What is left of the light says how far off P is, and by how much to correct it.
+    assert "scale-drift" in {finding.code for finding in of_paper.findings}
+    assert "scale-drift" not in {finding.code for finding in tolerant.findings}
+    share, error = of_paper.diagnostics.drift, of_paper.diagnostics.drift_error
+    assert share > 5.0 * error
+    assert of_paper.scale * (1.0 + share) == pytest.approx(1.0, abs=0.005)
+
+
+def test_blocks_without_light_know_of_no_drift() -> None:
+    rng = np.random.default_rng(0)
+    difference = torch.from_numpy(rng.normal(size=(64, 64)))
+    ones = torch.ones_like(difference)
+    assert block_drift([(difference, ones, ones, ones > 0)]) == Drift(n_stars=0)
+
+
+def test_a_drift_of_blocks_is_found_where_pixels_are_masked() -> None:
+    rng = np.random.default_rng(1)
+    light = torch.from_numpy(rng.exponential(1e4, size=(160, 160)))
+    use = torch.from_numpy(rng.random((160, 160)) > 0.2)
+    difference = torch.where(use, 0.03 * light + torch.from_numpy(rng.normal(size=use.shape)), 1e9)
+    parts = [(difference[r], light[r], torch.ones_like(light[r]), use[r])
+             for r in (slice(0, 80), slice(80, 160))]  # fmt: skip
+    found = block_drift(parts)
+    assert found.n_stars == 100
+    assert found.share == pytest.approx(0.03, abs=1e-4)
+    assert found.above(0.01, 5.0)

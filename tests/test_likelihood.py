@@ -76,6 +76,35 @@ def test_thresholds_out_of_range_are_refused(make):
         make()
 
 
+@pytest.mark.parametrize("make", [lambda: Huber(tolerance=-0.1), lambda: StudentT(tolerance=1.0)])
+def test_tolerances_out_of_range_are_refused(make):
+    with pytest.raises(InputError, match="share of the light"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "wider"),
+    [
+        (Huber(1.0), lambda by: Huber(1.0 + by)),
+        (StudentT(3.0), lambda by: StudentT(3.0 + by**2)),
+        (Gaussian(), lambda by: Gaussian()),
+    ],
+)
+def test_loosened_pixel_by_pixel(likelihood, wider):
+    by = torch.tensor([0.0, 0.5, 20.0], dtype=torch.float64)
+    residual = torch.tensor([4.0, -1.4, 9.0], dtype=torch.float64)
+    variance = torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64)
+    found = likelihood.loosened(by)
+    values = found.nll(residual, variance)
+    derivatives_found = found.derivatives(residual, 2)
+    for i in range(3):
+        one = wider(float(by[i]))
+        assert float(values[i]) == pytest.approx(float(one.nll(residual[i], variance[i])))
+        for mine, theirs in zip(derivatives_found, one.derivatives(residual[i], 2), strict=True):
+            mine = torch.as_tensor(mine, dtype=torch.float64).expand(3)[i]
+            assert float(mine) == pytest.approx(float(theirs))
+
+
 @pytest.mark.parametrize("likelihood", [Gaussian(), Huber(), StudentT()])
 def test_derivatives_written_out_are_those_of_automatic_differentiation(likelihood):
     z = torch.linspace(-4.0, 5.0, 12, dtype=torch.float64)

@@ -86,6 +86,34 @@ def test_a_loss_without_curvature_gives_zeros_not_errors():
     assert all(float(part.abs().max()) == 0.0 for part in o.evaluate(theta).curvature)
 
 
+@pytest.mark.parametrize("likelihood", [Huber(), StudentT()], ids=repr)
+def test_with_a_tolerance_gradient_and_loss_are_those_of_the_slow_twin(likelihood):
+    o = example_objective(CCDNoise(5.0), likelihood)
+    theta = torch.full((o.model.n_params,), 0.07, dtype=torch.float64)
+    theta[o.model.kernel.n_params] = 200.0
+    tolerant = o.tolerant(theta)
+    assert tolerant.looser is not None
+    model = o.model.mv(theta)
+    light = (model - o.model.background_image(theta)).abs()
+    expected = likelihood.tolerance * light / o.noise.variance(model).sqrt()
+    torch.testing.assert_close(tolerant.looser[o.use], expected[o.use])
+
+    moved = (theta * 1.02).requires_grad_(True)
+    loss = tolerant.loss(moved)
+    (gradient,) = torch.autograd.grad(loss, moved)
+    found = tolerant.evaluate(moved.detach())
+    torch.testing.assert_close(found.loss, loss.detach())
+    torch.testing.assert_close(found.gradient, gradient)
+    assert float(found.loss) != pytest.approx(float(o.evaluate(moved.detach()).loss), abs=1.0)
+    stacked = tolerant.as_stack().evaluate(moved.detach()[None])
+    torch.testing.assert_close(stacked.loss[0], found.loss)
+
+
+def test_a_likelihood_without_outliers_needs_no_tolerance():
+    o = example_objective(CCDNoise(5.0), Gaussian())
+    assert o.tolerant(torch.zeros(o.model.n_params, dtype=torch.float64)) is o
+
+
 def test_loss_in_float32_agrees_with_float64():
     o = example_objective(CCDNoise(5.0), Huber())
     theta = torch.full((o.model.n_params,), 0.07, dtype=torch.float64)

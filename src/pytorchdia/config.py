@@ -65,7 +65,10 @@ class DtypeName(enum.StrEnum):
 
 
 def make_likelihood(
-    name: LikelihoodName, huber_c: float | None = None, student_nu: float | None = None
+    name: LikelihoodName,
+    huber_c: float | None = None,
+    student_nu: float | None = None,
+    tolerance: float | None = None,
 ) -> Likelihood:
     """The likelihood of this name; None leaves its option at the default.
 
@@ -79,15 +82,16 @@ def make_likelihood(
         {
             "--huber-c": (huber_c, name is LikelihoodName.HUBER),
             "--student-nu": (student_nu, name is LikelihoodName.STUDENT_T),
+            "--tolerance": (tolerance, name is not LikelihoodName.GAUSSIAN),
         },
     )
     match name:
         case LikelihoodName.GAUSSIAN:
             return Gaussian()
         case LikelihoodName.HUBER:
-            return Huber(**_given(c=huber_c))
+            return Huber(**_given(c=huber_c, tolerance=tolerance))
         case LikelihoodName.STUDENT_T:
-            return StudentT(**_given(nu=student_nu))
+            return StudentT(**_given(nu=student_nu, tolerance=tolerance))
 
 
 def make_penalty(

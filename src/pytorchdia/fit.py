@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 from .arrays import Kernel
 from .checks import require_variance, require_variance_at_start
 from .errors import Status
@@ -17,6 +19,7 @@ from .regularise import (
     ReferenceVariance,
     Regularised,
     in_pixels,
+    joined,
     regularise,
     uncertainty_in_pixels,
 )
@@ -51,11 +54,18 @@ class Fits:
         if start is not None:
             theta0 = start_with(objective, start)
             theta0 = theta0 if theta0.ndim > 1 else theta0[None]
-        first = solver.on_the_way() if isinstance(penalty, KernelPrior) else solver
+        twice = isinstance(penalty, KernelPrior) or objective.likelihood.tolerance > 0
+        first = solver.on_the_way() if twice else solver
         solutions = first.solve_all(objective, theta0, on_step)
         if any(s.status is not Status.CONVERGED for s in solutions):
             require_variance_at_start(objective)
         prior = None
+        if objective.likelihood.tolerance:
+            theta = torch.stack([solution.theta for solution in solutions])
+            objective = objective.tolerant(theta[0] if objective.target.ndim == 2 else theta)
+            if not isinstance(penalty, KernelPrior):  # else the second fit is still to come
+                again = solver.solve_all(objective, theta, on_step)
+                solutions = [joined(*each) for each in zip(solutions, again, strict=True)]
         if isinstance(penalty, KernelPrior):
             prior = regularise(objective, solutions, penalty, solver, on_step, reference_variance)
         return cls(objective, solutions, prior, solver, reference_variance)

@@ -58,6 +58,9 @@ class Objective:
     dtype : torch.dtype
         Precision of the heavy work (products with the Hessian, gradient descent). Parameters, sums
         and linear algebra are float64 whatever it is.
+    looser : Image, optional
+        By how many sigma the residual of each pixel may be larger before it is an outlier,
+        (..., h, w): see :meth:`tolerant`.
     """
 
     model: ImageModel
@@ -67,6 +70,7 @@ class Objective:
     likelihood: Likelihood
     penalty: Penalty | None = None
     dtype: torch.dtype = torch.float64
+    looser: Image | None = None
 
     def __getitem__(self, item: int | Tensor) -> Objective:
         """One pair of a stack, or some of them."""
@@ -76,11 +80,13 @@ class Objective:
             target=self.target[item],
             use=self.use[item],
             noise=self.noise.item(item),
+            looser=None if self.looser is None else self.looser[item],
         )
 
     def as_stack(self) -> Objective:
         """The stack of this one pair; its item 0 is the pair again."""
-        return replace(self, target=self.target[None], use=self.use[None])
+        looser = None if self.looser is None else self.looser[None]
+        return replace(self, target=self.target[None], use=self.use[None], looser=looser)
 
     def pair(self, i: int) -> Objective:
         """The i-th pair of a stack; itself if it is one pair."""
@@ -97,6 +103,47 @@ class Objective:
     def n_data(self) -> int:
         """N_data over all pairs."""
         return int(self.counts.sum())
+
+    def tolerant(self, theta: Params) -> Objective:
+        """The same with the tolerance that its likelihood asks for.
+
+        Parameters
+        ----------
+        theta : Params
+            Of a first fit, (..., p): the light of its model, R (x) K, over sigma is what the
+            tolerance is a share of.
+        """
+        share = self.likelihood.tolerance
+        if not share:
+            return self
+        model, core = self.model, self.model.correlator.core
+        dark = theta.clone()
+        dark[..., model.kernel.n_params :] = 0.0
+        tiled = model.empty_tiled(self.target.shape[:-2], self.dtype)
+        with torch.no_grad():
+            both = zip(model.models(theta), model.models(dark), strict=True)
+            for i, ((_, values), (_, light)) in enumerate(both):
+                sigma2 = self.noise_of(i).variance(core(values))
+                looser = self.masked(core(light).abs() * (share * sigma2.rsqrt()), i)
+                core(tiled[i]).copy_(looser.nan_to_num(nan=0.0, posinf=0.0))
+        return replace(self, looser=model.assembled(tiled).to(self.target.device))
+
+    def _likelihood_of(self, looser: Image | Pixels | None) -> Likelihood:
+        return self.likelihood if looser is None else self.likelihood.loosened(looser)
+
+    @cached_property
+    def _constant(self) -> Tensor:
+        """What the normalisation of the likelihood adds to the loss, (...,), float64."""
+        if self.looser is None:
+            return self.counts * torch.tensor(self.likelihood.log_norm, dtype=torch.float64)
+        each = [
+            torch.where(
+                self.use[..., rows, :],
+                self.likelihood.loosened(self.looser[..., rows, :].to(torch.float64)).log_norm, 0.0,
+            ).sum(dim=(-2, -1))
+            for rows in strips(self.use.shape[-2])
+        ]  # fmt: skip
+        return torch.stack(each).sum(dim=0)
 
     @cached_property
     def penalty_matrix(self) -> Matrix | None:
@@ -125,7 +172,8 @@ class Objective:
         model = self.model.mv_direct(theta)
         target = self.target.to(model.dtype)
         model = torch.where(self.use, model, target.abs() + 1.0)  # keeps NaN out of the gradient
-        nll = self.likelihood.nll(target - model, self.variance(model))
+        looser = None if self.looser is None else self.looser.to(model.dtype)
+        nll = self._likelihood_of(looser).nll(target - model, self.variance(model))
         total = torch.where(self.use, nll, 0.0).sum(dtype=torch.float64)
         return total + self._penalty_value(theta)
 
@@ -159,8 +207,7 @@ class Objective:
         gradient = projection.params()
         if self.penalty_matrix is not None:
             gradient = gradient + 2.0 * _product(self.penalty_matrix, theta)
-        constant = self.counts.to(total) * self.likelihood.log_norm
-        loss = total + constant + self._penalty_value(theta)
+        loss = total + self._constant.to(total) + self._penalty_value(theta)
         return Evaluation(loss, gradient, h)
 
     @cached_property
@@ -195,7 +242,10 @@ class Objective:
             v = torch.where(use, v, 1.0)
         s = v.rsqrt()
         z = (target.to(model) - model).mul_(s)
-        rho, slope, ddrho = self.likelihood.derivatives(z, order)
+        looser = self.looser
+        if looser is not None:
+            looser = self.model.correlator.tiling.cut(looser, self.model.chunks[i]).to(z)
+        rho, slope, ddrho = self._likelihood_of(looser).derivatives(z, order)
         drho = torch.as_tensor(slope, dtype=z.dtype, device=z.device)
         nll = torch.add(rho, v.log(), alpha=0.5)
         h: Pixels | None = None

@@ -366,6 +366,8 @@ class _Evidence:
                 step = move * min(max(shorter, 0.1), 0.5)
             else:
                 break
+            if not move.any():  # the bounds leave no way on
+                break
             its_gradient = slope(after)
             hessian = _updated(hessian, move, its_gradient - gradient)
             far = far and np.abs(move).max() > _NEAR

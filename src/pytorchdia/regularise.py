@@ -34,6 +34,7 @@ __all__ = [
     "Regularised",
     "attenuation",
     "in_pixels",
+    "joined",
     "regularise",
     "uncertainty_in_pixels",
 ]
@@ -127,11 +128,11 @@ def regularise(
         use = use & ~(rejected[0] if alone else torch.stack(rejected))
     inner = replace(objective, model=model.with_kernel(kernel), penalty=UnitNormal(), use=use)
     fitted = solver.solve_all(inner, theta0, on_step)
-    fitted = [_joined(before, after) for before, after in zip(solutions, fitted, strict=True)]
+    fitted = [joined(before, after) for before, after in zip(solutions, fitted, strict=True)]
     return Regularised(inner, fitted, priors, effective)
 
 
-def _joined(before: Solution, after: Solution) -> Solution:
+def joined(before: Solution, after: Solution) -> Solution:
     """The second fit with what should be known of the first."""
     clipped = before.clipped
     if clipped is not None and after.clipped is not None:

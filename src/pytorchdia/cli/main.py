@@ -111,6 +111,7 @@ def subtract(
     likelihood: o.Likelihood = LikelihoodName.GAUSSIAN,
     huber_c: o.HuberC = None,
     student_nu: o.StudentNu = None,
+    tolerance: o.Tolerance = None,
     solver: o.Solver = SolverName.NEWTON,
     max_steps: o.MaxSteps = None,
     tol: o.Tol = None,
@@ -134,7 +135,7 @@ def subtract(
     bits = tuple(mask_bit or ())
     keywords = Keywords(mask_bits=bits)
     kernel = parse_kernel_size(kernel_size)
-    loss = make_likelihood(likelihood, huber_c, student_nu)
+    loss = make_likelihood(likelihood, huber_c, student_nu, tolerance)
     penalty = make_penalty(prior, laplacian)
     chosen_solver = make_solver(
         solver, max_steps=max_steps, tol=tol, lr_background=lr_background,

@@ -183,6 +183,14 @@ StudentNu = Annotated[
     float | None,
     typer.Option(help="Degrees of freedom of Student's t; 4 if absent.", rich_help_panel=_MODEL),
 ]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a star's light by which the model may be off without its pixels being "
+        "outliers, for huber and student-t; 0.1 if absent, 0 is the paper's loss.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Solver = Annotated[
     config.SolverName,
     typer.Option(

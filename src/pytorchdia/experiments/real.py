@@ -52,9 +52,9 @@ class Method:
 
 METHODS = {
     "b08": Method(Gaussian(), None, NormalEquations(3, k_sigma=5.0)),
-    "huber": Method(Huber(), None, Newton()),
+    "huber": Method(Huber(tolerance=0.0), None, Newton()),
     "plain": Method(Gaussian(), None, Newton()),
-    "prior": Method(Huber(), GaussianProcessPrior(), Newton()),
+    "prior": Method(Huber(tolerance=0.0), GaussianProcessPrior(), Newton()),
 }
 
 

@@ -72,11 +72,14 @@ ROBUST = (
         solver=NormalEquations(5, k_sigma=5.0, matrix_free=True),
     ),
     Method("gaussian", "Gaussian"),
-    Method("huber", "Huber", Huber()),
-    Method("student-t", "Student t", StudentT()),
-    Method("huber-prior", "Huber, prior", Huber(), GaussianProcessPrior(), against="huber"),
+    Method("huber", "Huber", Huber(tolerance=0.0)),
+    Method("student-t", "Student t", StudentT(tolerance=0.0)),
     Method(
-        "student-t-prior", "Student t, prior", StudentT(), GaussianProcessPrior(),
+        "huber-prior", "Huber, prior", Huber(tolerance=0.0), GaussianProcessPrior(),
+        against="huber",
+    ),
+    Method(
+        "student-t-prior", "Student t, prior", StudentT(tolerance=0.0), GaussianProcessPrior(),
         against="student-t",
     ),
 )  # fmt: skip

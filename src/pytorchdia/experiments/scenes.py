@@ -108,7 +108,7 @@ def emccd_scene(n: int, number: int = 0, seed: int = 6) -> Scene:
     images = [image[inner, inner] + EM_SKY for image in (reference, target)]
     phi_k = float(np.sqrt(phi_i**2 - EM_PHI_R**2))
     noise = EMCCDNoise(EM_GAIN)
-    return _observed(rng, images, EM_SKY, 1.0, noise, Huber(), phi_k, float(phi_i))
+    return _observed(rng, images, EM_SKY, 1.0, noise, Huber(tolerance=0.0), phi_k, float(phi_i))
 
 
 def _irregular(rng: np.random.Generator, stars: Stars, phi: float) -> FloatArray:
