@@ -98,7 +98,7 @@ class Huber(Likelihood):
         one that the paper takes from Huber & Ronchetti (2009).
     tolerance : float
         With L the light of a pixel, R (x) K without the background, of a first fit: c is larger by
-        ``tolerance`` L / sigma there. Where no kernel turns one PSF into the other, as with
+        ``tolerance`` L / sigma there, by 10 at most. Where no kernel turns one PSF into the other, as with
         undersampled stars or a target that is sharper than the reference, what is left at bright
         stars is a share of their light; P comes out low if that counts as outliers. 0 is the loss
         of the paper.
@@ -137,7 +137,7 @@ class StudentT(Likelihood):
     nu : float
         Degrees of freedom; small values mean heavy wings.
     tolerance : float
-        As that of :class:`Huber`: nu is larger by (``tolerance`` L / sigma)^2.
+        As that of :class:`Huber`: nu is larger by (``tolerance`` L / sigma)^2, by 100 at most.
     """
 
     nu: float = 4.0

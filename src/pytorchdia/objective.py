@@ -111,7 +111,7 @@ class Objective:
         ----------
         theta : Params
             Of a first fit, (..., p): the light of its model, R (x) K, over sigma is what the
-            tolerance is a share of.
+            tolerance is a share of, up to 10 sigma: a saturated star is an outlier.
         """
         share = self.likelihood.tolerance
         if not share:
@@ -125,7 +125,7 @@ class Objective:
             for i, ((_, values), (_, light)) in enumerate(both):
                 sigma2 = self.noise_of(i).variance(core(values))
                 looser = self.masked(core(light).abs() * (share * sigma2.rsqrt()), i)
-                core(tiled[i]).copy_(looser.nan_to_num(nan=0.0, posinf=0.0))
+                core(tiled[i]).copy_(looser.nan_to_num(nan=0.0, posinf=0.0).clamp(max=_LOOSEST))
         return replace(self, looser=model.assembled(tiled).to(self.target.device))
 
     def _likelihood_of(self, looser: Image | Pixels | None) -> Likelihood:
@@ -347,6 +347,7 @@ class Objective:
         return (theta * _product(self.penalty_matrix, theta)).sum(dim=-1)
 
 
+_LOOSEST = 10.0  # sigma: the largest tolerance of a pixel
 _SAMPLE = 6000  # pixels of the exact part of a close preconditioner
 
 

@@ -198,6 +198,8 @@ def _own_cards(result: Subtraction) -> list[tuple[str, Any, str]]:
         ("DIALOSS", d.loss, "negative ln likelihood (+ penalty)"),
         ("DIARCHI2", d.reduced_chi_square, "reduced chi-square"),
         ("DIARESID", d.residual_scale, "robust scale of D / error on the sky"),
+        ("DIADRIFT", d.drift, "share of the model's light left in D"),
+        ("DIADRERR", d.drift_error, "error of DIADRIFT"),
     ]
     return [(k, v, c) for k, v, c in cards if not (isinstance(v, float) and not np.isfinite(v))]
 

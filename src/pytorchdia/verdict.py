@@ -93,6 +93,26 @@ def _residual_finding(residual_scale: float) -> Finding | None:
     )
 
 
+def _drift_finding(drift: Drift, likelihood: Likelihood) -> Finding | None:
+    if not drift.above(_DRIFT, _DRIFT_ERRORS):
+        return None
+    remedy = (
+        "No kernel makes stars sharper or undersampled ones from others, and noise in the "
+        "reference lowers P: choose another reference, or count with P (1 + share)."
+        if isinstance(likelihood, Gaussian)
+        else "A robust loss takes what no kernel can do at bright stars (undersampled, or sharper "
+        "than the reference's) for outliers: raise its tolerance, or fit with the Gaussian loss."
+    )
+    way = "low" if drift.share > 0 else "high"
+    return Finding(
+        "scale-drift",
+        f"The difference still holds {100 * drift.share:+.1f} % (error {100 * drift.error:.1f}) of "
+        f"the light of the model, the same share all over the frame: P is too {way} by as much. "
+        f"{remedy}",
+        "warning",
+    )
+
+
 _WARNING_OF_CODE = {
     "fisher-singular": CovarianceWarning,
     "covariance-determinant": CovarianceWarning,
@@ -115,24 +135,3 @@ def warn_of(findings: tuple[Finding, ...]) -> None:
         if finding.level == "warning":
             category = _WARNING_OF_CODE.get(finding.code, PyTorchDIAWarning)
             warnings.warn(finding.message, category, stacklevel=3)
-
-
-def _drift_finding(drift: Drift, likelihood: Likelihood) -> Finding | None:
-    if not drift.above(_DRIFT, _DRIFT_ERRORS):
-        return None
-    robust = not isinstance(likelihood, Gaussian)
-    remedy = (
-        "A robust loss takes the pixels of bright stars for outliers where stars are undersampled "
-        "or the target is sharper than the reference: fit with the Gaussian loss."
-        if robust
-        else "No kernel turns undersampled stars, or a sharp reference's into sharper ones: choose "
-        "another reference, or count with P (1 + share)."
-    )
-    way = "low" if drift.share > 0 else "high"
-    return Finding(
-        "scale-drift",
-        f"The difference still holds {100 * drift.share:+.1f} % (error {100 * drift.error:.1f}) of "
-        f"the light of the model, the same share all over the frame: P is too {way} by as much. "
-        f"{remedy}",
-        "warning",
-    )

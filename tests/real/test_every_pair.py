@@ -66,6 +66,19 @@ def test_decam_scale_is_one_as_the_source_calibrated_it(subtract_files, pair):
     assert subtract_files(*PAIRS[pair]).outcome["scale"] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("pair", ["decam 04b", "decam 04e", "decam 18c", "eso"])
+def test_a_robust_loss_finds_the_same_scale(subtract_files, pair):
+    # Few bright stars, and nothing that no kernel can do at them counts as an outlier.
+    robust = subtract_files(*PAIRS[pair], "--likelihood", "huber")
+    assert robust.outcome["scale"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_saturated_blends_do_not_stop_a_robust_fit(subtract_files):
+    robust = subtract_files(*PAIRS[SATURATED.split("_")[1]], "--likelihood", "huber")
+    assert robust.code == 0
+    assert robust.outcome["status"] == "CONVERGED"
+
+
 def test_eso_frames_of_equal_exposure_and_seeing_have_scale_one(subtract_files):
     assert subtract_files(*PAIRS["eso"]).outcome["scale"] == pytest.approx(1.0, abs=0.02)
 

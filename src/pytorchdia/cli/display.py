@@ -182,6 +182,8 @@ def _result_rows(result: Subtraction) -> Iterable[tuple[str, str]]:
     yield "loss, steps", f"{d.loss:.4f}, {d.steps}"
     yield "reduced chi-square", f"{d.reduced_chi_square:.4f}"
     yield "residual scale on the sky", f"{d.residual_scale:.3f}"
+    if d.drift_error > 0:
+        yield "light left in the difference", f"{100 * d.drift:+.2f} ± {100 * d.drift_error:.2f} %"
     yield "time", f"{d.seconds:.2f} s"
 
 
