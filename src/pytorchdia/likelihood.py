@@ -98,10 +98,10 @@ class Huber(Likelihood):
         one that the paper takes from Huber & Ronchetti (2009).
     tolerance : float
         With L the light of a pixel, R (x) K without the background, of a first fit: c is larger by
-        ``tolerance`` L / sigma there, by 10 at most. Where no kernel turns one PSF into the other, as with
-        undersampled stars or a target that is sharper than the reference, what is left at bright
-        stars is a share of their light; P comes out low if that counts as outliers. 0 is the loss
-        of the paper.
+        ``tolerance`` L / sigma there, by 10 at most. Where no kernel turns one PSF into the other,
+        as with undersampled stars or a target that is sharper than the reference, what is left at
+        bright stars is a share of their light; P comes out low if that counts as outliers. 0 is
+        the loss of the paper.
     """
 
     c: float = 1.345
