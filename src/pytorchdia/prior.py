@@ -50,6 +50,7 @@ _STEP = 1e-3  # of differences by hyperparameters
 # short, the gain in ln evidence that is none, and what a line search asks for and how often.
 _MOST_STEPS, _FAR_STEPS, _LONGEST, _NEAR, _GOAL = 100, 12, 1.0, 0.05, 1e-9
 _ARMIJO, _HALVINGS = 1e-4, 12
+_ROUNDING = 1e-15  # of ln evidence, which is large where the pixels are many
 _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
 _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
 
@@ -350,7 +351,8 @@ class _Evidence:
             inside = ~(((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0)))
             step = np.zeros_like(x)
             step[inside] = -np.linalg.solve(hessian[np.ix_(inside, inside)], gradient[inside])
-            if -0.5 * float(gradient @ step) < _GOAL:
+            lost = _ROUNDING * abs(value)
+            if -0.5 * float(gradient @ step) < _GOAL + lost:
                 break
             step *= min(1.0, _LONGEST / np.abs(step).max())
             for _ in range(_HALVINGS):
@@ -359,7 +361,7 @@ class _Evidence:
                 move = there[free] - x
                 after, expected = self.at(there), float(gradient @ move)
                 its_value = loss(after)
-                if its_value <= value + _ARMIJO * expected:
+                if its_value <= value + _ARMIJO * expected + lost:
                     break
                 above = its_value - value - expected
                 shorter = -0.5 * expected / above if math.isfinite(above) else 0.1
