@@ -27,6 +27,7 @@ from pytorchdia import prior as prior_module
 from pytorchdia import shapelets as shapelets_module
 from pytorchdia.image_model import ImageModel
 from pytorchdia.kernel import BasisKernel
+from pytorchdia.linalg import cholesky
 from pytorchdia.objective import Objective
 from pytorchdia.prior import Component, Posterior, _Evidence
 from pytorchdia.regularise import _Quadratic, _quadratic, in_pixels, regularise
@@ -346,14 +347,14 @@ def test_unusable_hyperparameters_are_refused():
 
 
 def test_a_prior_that_allows_everything_is_refused_with_a_reason():
-    # What rounding makes of a huge F' H F: an eigenvalue below 0, whatever the machine.
-    matrix = torch.diag(torch.tensor([1.0, -1e-9, 1.0], dtype=torch.float64))
+    # The unit that the prior adds to a huge F' H F is lost where the data say nothing.
+    matrix = torch.block_diag(torch.ones(2, 2), torch.ones(1, 1)).to(torch.float64)
     theta = torch.ones(3, dtype=torch.float64)
-    root = 1e6 * torch.eye(2, dtype=torch.float64)
+    root = 1e12 * torch.eye(2, dtype=torch.float64)
     assert Posterior.of(matrix[:2, :2], theta[:2], root) is None
     with pytest.raises(InputError, match="lower the amplitudes"):
         _Quadratic(matrix, theta, 2).under(root)
-    assert Posterior.of(matrix[:2, :2], theta[:2], 1e-3 * root) is not None
+    assert Posterior.of(matrix[:2, :2], theta[:2], 1e-9 * root) is not None
 
 
 def test_clipped_pixels_stay_out_of_the_fit_under_a_prior():
@@ -452,3 +453,29 @@ def test_hyperparameters_are_no_more_uncertain_than_the_noise_of_the_data_lets_t
     spread = found.spread_of(DeltaKernel(11))
     largest = float(torch.linalg.eigvalsh(spread.T @ information @ spread)[-1])
     assert 0.01 < largest < 1.0 + 1e-6
+
+
+def test_an_approximate_matrix_with_negative_modes_says_nothing_about_them():
+    # What stands for H need not be positive; a prior must not gain by kernels along such modes.
+    generator = torch.Generator().manual_seed(2)
+    axes = torch.linalg.qr(torch.randn(26, 26, generator=generator, dtype=torch.float64)).Q
+    values = torch.linspace(1.0, 1e4, 26, dtype=torch.float64)
+    values[:3] = torch.tensor([-2.0, -0.1, 0.0])
+    given = _Quadratic((axes * values) @ axes.T, torch.ones(26, dtype=torch.float64), 25)
+    found = torch.linalg.eigvalsh(given.information)
+    assert float(found.min()) > -1e-8
+    torch.testing.assert_close(given.information, given.information.T, rtol=0, atol=1e-9)
+    root = 1e3 * torch.eye(25, dtype=torch.float64)
+    assert Posterior.of(given.information, given.projected, root) is not None
+
+
+def test_the_matrix_of_a_factor_in_float32_is_positive():
+    generator = torch.Generator().manual_seed(3)
+    half = torch.randn(40, 40, generator=generator, dtype=torch.float64)
+    values = torch.logspace(0, 6, 40, dtype=torch.float64)
+    axes = torch.linalg.qr(half).Q
+    factor, good = cholesky(((axes * values) @ axes.T).to(torch.float32), 1e-7)
+    assert good
+    matrix = factor.matrix()
+    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-9)
+    assert float(torch.linalg.eigvalsh(matrix).min()) > 0.0

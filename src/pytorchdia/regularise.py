@@ -203,7 +203,7 @@ class _Quadratic:
         cross, corner = matrix[:n_k, n_k:], matrix[n_k:, n_k:]
         self._answer = torch.linalg.solve(corner, cross.T)  # of the background to the kernel
         information = matrix[:n_k, :n_k] - cross @ self._answer
-        self.information = 0.5 * (information + information.T)
+        self.information = _without_negative(0.5 * (information + information.T))
         self.projected = self.information @ self.kernel
         self._seen: Matrix | None = None
         if added is not None and bool((added > 0).any()):
@@ -241,6 +241,15 @@ class _Quadratic:
         held = float(torch.cholesky_inverse(posterior.factor).diagonal().sum())
         effective = root.shape[1] - held + len(background)
         return torch.cat([coefficients, background]), effective
+
+
+def _without_negative(matrix: Matrix) -> Matrix:
+    """The nearest matrix without negative eigenvalues, of which an approximation of H has some."""
+    if not torch.linalg.cholesky_ex(matrix).info:
+        return matrix
+    values, axes = torch.linalg.eigh(matrix)
+    nearest: Matrix = (axes * values.clamp(min=0.0)) @ axes.T
+    return nearest
 
 
 def in_pixels(objective: Objective, theta: Params) -> Params:
