@@ -55,7 +55,7 @@ class Likelihood(ABC):
     def loosened(self, by: Pixels) -> Likelihood:
         """The same with room for residuals of about ``by`` more sigma, each pixel its own.
 
-        What :attr:`tolerance` asks for; a likelihood without outliers is itself.
+        What ``tolerance`` asks for; a likelihood without outliers is itself.
         """
         return self
 
