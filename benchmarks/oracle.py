@@ -108,7 +108,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return torch.from_numpy(ctx.shapelets.gradient(slope)), None
+        return torch.from_numpy(ctx.shapelets.gradient(slope.T.numpy())), None
 
 
 def oracle(pair: SimulatedPair, truth: FloatArray) -> dict[str, float]:
