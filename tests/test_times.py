@@ -77,6 +77,76 @@ def test_without_exposure_the_start_is_kept_and_said():
 
 
 @pytest.mark.parametrize(
+    "end", [{"MJD_END": START + 300.0 / 86400.0}, {"DATE_END": "2013-08-02T16:46:00.096"}]
+)
+@pytest.mark.parametrize("exposure", [250.0, None])
+def test_an_exposure_with_gaps_has_its_middle_between_start_and_end(end, exposure):
+    """A sum of short exposures lasts longer than it exposes; so does a cadence of TESS."""
+    when = observation_time(frame(exposure, MJD_OBS=START, **end))
+    assert when.mjd == pytest.approx(START + 150.0 / 86400.0, abs=2e-8)
+    assert codes(when) == ([] if exposure is None else ["exposure-gaps"])
+
+
+def test_an_end_that_agrees_with_the_exposure_time_is_not_worth_a_word():
+    when = observation_time(
+        frame(250.0, DATE_OBS="2013-08-02T16:41:00", DATE_END="2013-08-02T16:45:10")
+    )
+    assert when.mjd == pytest.approx(Time("2013-08-02T16:43:05").mjd, abs=1e-8)
+    assert codes(when) == []
+
+
+@pytest.mark.parametrize("seconds", [-10.0, 0.0, 100.0])
+def test_an_end_that_cannot_be_is_ignored_and_said(seconds):
+    when = observation_time(frame(250.0, MJD_OBS=START, MJD_END=START + seconds / 86400.0))
+    assert when.mjd == pytest.approx(START + 125.0 / 86400.0, abs=1e-8)
+    assert codes(when) == ["exposure-end"]
+    assert "250 s" in when.findings[0].message
+
+
+def test_an_own_keyword_of_the_start_does_not_take_the_end_of_another_clock():
+    own = Keywords(time=(TimeKeyword("SHUTTER"),))
+    header = {"SHUTTER": START, "MJD_END": START + 1000.0 / 86400.0}
+    assert observation_time(frame(250.0, **header), own).mjd == pytest.approx(
+        START + 125.0 / 86400.0, abs=1e-8
+    )
+
+
+TESS = {
+    "TIMEREF": "SOLARSYSTEM", "TIMESYS": "TDB", "BJDREFI": 2457000, "BJDREFF": 0.0,
+    "TSTART": 1437.976957548360, "TSTOP": 1437.997790881693,
+    "DATE_OBS": "2018-11-15T11:25:39.948Z", "DATE_END": "2018-11-15T11:55:39.948Z",
+    "RA": 81.5, "DEC": -70.1,
+}  # fmt: skip
+
+
+def test_times_at_the_barycentre_are_those_of_tstart_and_tstop():
+    """DATE-OBS of these frames is at the barycentre too, 69.184 s of TDB - UTC earlier."""
+    when = observation_time(frame(1425.6, **TESS))
+    middle = 2457000 + 0.5 * (1437.976957548360 + 1437.997790881693)
+    assert when.bjd_tdb == pytest.approx(middle, abs=1e-9)
+    assert when.mjd == pytest.approx(middle - 2400000.5, abs=1e-9)
+    assert (when.scale, when.keyword, codes(when)) == ("tdb bary", "TSTART+TSTOP", [])
+    utc = Time("2018-11-15T11:40:39.948", scale="utc").tdb.jd
+    assert when.bjd_tdb == pytest.approx(utc, abs=2e-8)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"TSTART": "n/a"},
+        {"TSTOP": math.nan},
+        {"TSTOP": 1437.9},
+        {"BJDREFI": 0},
+        {"TIMEREF": "LOCAL"},
+    ],
+)
+def test_without_a_pair_at_the_barycentre_the_date_is_taken(broken):
+    when = observation_time(frame(1425.6, **{**TESS, **broken}))
+    assert when.keyword == "DATE-OBS"
+    assert when.scale == "tdb"  # TIMESYS stands in the header
+
+
+@pytest.mark.parametrize(
     ("timesys", "scale"), [("UTC", "utc"), ("TDB", "tdb"), ("tt", "tt"), ("TAI", "tai")]
 )
 def test_the_scale_is_that_of_timesys(timesys, scale):

@@ -40,6 +40,7 @@ TIMES: tuple[TimeKeyword, ...] = (
     TimeKeyword("DATE-OBS"),
     *(TimeKeyword("DATE-OBS", clock=clock) for clock in _CLOCKS),
     TimeKeyword("DATE-BEG"),
+    TimeKeyword("EXPSTART"),
     TimeKeyword("MJD"),
     TimeKeyword("OBSMJD"),
     TimeKeyword("JD"),
@@ -53,6 +54,11 @@ TIMES: tuple[TimeKeyword, ...] = (
     TimeKeyword("JD-HELIO", "mid", barycentric=True),
 )
 """Keywords of the time in order of preference; a user's own come before them."""
+
+_ENDS = (TimeKeyword("MJD-END", "end"), TimeKeyword("DATE-END", "end"),
+         TimeKeyword("EXPEND", "end"))  # fmt: skip
+_GAPS = 0.01  # of the exposure time: more between start and end is worth a word
+_AT_THE_BARYCENTRE = ("SOLARSYSTEM", "BARYCENTER", "BARYCENTRE")
 
 _SCALES = {"": "utc", "utc": "utc", "ut": "utc", "gmt": "utc", "tai": "tai", "iat": "tai",
            "tt": "tt", "tdt": "tt", "et": "tt", "tdb": "tdb", "tcb": "tcb", "tcg": "tcg",
@@ -96,6 +102,11 @@ class ObservationTime:
 def observation_time(frame: Frame, keywords: Keywords = Keywords()) -> ObservationTime:
     """The middle of the exposure of a frame, from its header; nothing is fetched from a network.
 
+    It is the middle between start and end where the header has both, since an exposure may have
+    gaps, and half an exposure time after the start where it has not. Kepler and TESS write both as
+    BJD (TSTART and TSTOP, from BJDREFI and BJDREFF on), and their DATE-OBS is that of the
+    barycentre too.
+
     Parameters
     ----------
     frame : Frame
@@ -104,7 +115,14 @@ def observation_time(frame: Frame, keywords: Keywords = Keywords()) -> Observati
     """
     findings: list[Finding] = []
     header = frame.meta
-    read = _first(header, keywords.time + TIMES, findings)
+    read = _first(header, keywords.time, findings)
+    if read is None and (bjd := _middle_at_the_barycentre(header)) is not None:
+        scale = _scale(TimeKeyword("TSTART"), {"TIMESYS": "TDB", **header}, frame, findings)
+        mjd = bjd - 2400000.5
+        return ObservationTime(
+            mjd, f"{scale} bary", "TSTART+TSTOP", bjd if scale == "tdb" else None, tuple(findings)
+        )
+    read = read or _first(header, TIMES, findings)
     if read is None:
         findings.append(
             Finding(
@@ -219,6 +237,10 @@ def _to_middle(mjd: float, keyword: TimeKeyword, frame: Frame, findings: list[Fi
     if keyword.when == "mid":
         return mjd
     exposure = frame.detector.exposure
+    if keyword in TIMES and keyword.when == "start" and not keyword.scale:
+        end = _end(mjd, keyword, frame, findings)
+        if end is not None:
+            return 0.5 * (mjd + end)
     if exposure is None:
         findings.append(
             Finding(
@@ -230,6 +252,38 @@ def _to_middle(mjd: float, keyword: TimeKeyword, frame: Frame, findings: list[Fi
         )
         return mjd
     return mjd + (0.5 if keyword.when == "start" else -0.5) * exposure / 86400.0
+
+
+def _end(start: float, keyword: TimeKeyword, frame: Frame, findings: list[Finding]) -> float | None:
+    """The end of the exposure that the header gives beside its start, if the two can be right."""
+    found = _first(frame.meta, _ENDS, [])
+    if found is None:
+        return None
+    end, exposure = found[1], frame.detector.exposure
+    elapsed = (end - start) * 86400.0  # s
+    told = f"{frame.name} has {elapsed:.6g} s between {keyword.keyword} and {found[0].keyword}"
+    if elapsed <= 0.0 or (exposure is not None and elapsed < (1.0 - _GAPS) * exposure):
+        if exposure is not None:
+            told += f" and an exposure time of {exposure:.6g} s"
+        said = f"{told}, which cannot be; {found[0].keyword} was ignored."
+        findings.append(Finding("exposure-end", said, "warning"))
+        return None
+    if exposure is not None and elapsed > (1.0 + _GAPS) * exposure:
+        said = f"{told}, in which it was exposed for {exposure:.6g} s; its time is their middle."
+        findings.append(Finding("exposure-gaps", said))
+    return end
+
+
+def _middle_at_the_barycentre(header: Mapping[str, Any]) -> float | None:
+    """BJD of the middle between TSTART and TSTOP, days from BJDREFI + BJDREFF on."""
+    if str(header.get("TIMEREF", "")).strip().upper() not in _AT_THE_BARYCENTRE:
+        return None
+    try:
+        start, stop, whole = (float(header[key]) for key in ("TSTART", "TSTOP", "BJDREFI"))
+        bjd = whole + float(header.get("BJDREFF", 0.0) or 0.0) + 0.5 * (start + stop)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return bjd if stop >= start and _FIRST < bjd - 2400000.5 < _LAST else None
 
 
 def _bjd(mjd: float, scale: str, frame: Frame, where: SkyCoord) -> float:
