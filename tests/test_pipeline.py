@@ -614,6 +614,55 @@ def test_frames_with_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> N
 # The command line.
 
 
+def write_chips(folder: Path, n: int) -> None:
+    """A mosaic of two chips, the second of which lies on its side."""
+    write_season(folder, n)
+    (folder / "config.toml").unlink()
+    for path in sorted(folder.glob("*.fits")):
+        image, header = fits.getdata(path), fits.getheader(path)
+        chips = [fits.ImageHDU(image[:, :96], name="A"), fits.ImageHDU(image[:, :96].T, name="B")]
+        fits.HDUList([fits.PrimaryHDU(header=header), *chips]).writeto(path, overwrite=True)
+
+
+def test_the_chips_of_a_mosaic_are_reduced_by_one_command(tmp_path: Path, run_cli) -> None:
+    write_chips(tmp_path, 4)
+    made = run_cli("init", tmp_path, "--chips")
+    assert made.code == 0
+    configs = [tmp_path / f"config_{chip}.toml" for chip in "AB"]
+    assert f"pytorchdia reduce {configs[0]} {configs[1]}" in made.err
+    outcome = run_cli("reduce", *configs, "--workers", 1)
+    assert outcome.code == 0, outcome.err
+    assert f"{tmp_path / 'run_B'} (2 of 2)" in outcome.err
+    a, b = (LightCurves(tmp_path / f"run_{chip}") for chip in "AB")
+    star, mirrored = a.at(*VARIABLE), b.at(*VARIABLE[::-1])
+    assert len(star) == len(mirrored) == 4
+    assert (mirrored.x, mirrored.y) == pytest.approx((star.y, star.x), abs=0.05)
+    apart = np.abs(star.epochs["flux"] - mirrored.epochs["flux"]) / star.epochs["error"]
+    assert (
+        apart.max() < 0.5
+    )  # the same light, but for the order of sums and the search of the prior
+
+
+def test_one_run_that_cannot_be_does_not_stop_the_others(tmp_path: Path, run_cli) -> None:
+    write_chips(tmp_path, 3)
+    assert run_cli("init", tmp_path, "--chips").code == 0
+    good, bad = tmp_path / "config_B.toml", tmp_path / "config_A.toml"
+    bad.write_text(bad.read_text().replace('hdu = "A"', 'hdu = "C"'))
+    outcome = run_cli("reduce", bad, good, "--until", "register", "--workers", 1)
+    assert outcome.code == 3
+    assert "has no HDU 'C'" in outcome.err
+    assert f"1 of 2 runs could not be done, as said above: {tmp_path / 'run_A'}" in " ".join(
+        outcome.err.split()
+    )
+    assert len(read_frames(tmp_path / "run_B")) == 3
+
+
+def test_two_seasons_in_one_run_folder_are_refused(season: Path, run_cli) -> None:
+    outcome = run_cli("reduce", season / "config.toml", season / "config.toml")
+    assert outcome.code == 3
+    assert "have the same run folder" in outcome.err
+
+
 def test_commands(season: Path, run_cli) -> None:
     assert run_cli("reduce", season / "config.toml").code == 0
     assert "Nothing is left to do" in run_cli("reduce", season / "config.toml", "--dry-run").out

@@ -13,8 +13,9 @@ from astropy.io import fits
 
 from pytorchdia import InputError
 from pytorchdia.errors import ReadError, WriteError
+from pytorchdia.io import chips_of
 from pytorchdia.run.frame_list import _names, sources_of
-from pytorchdia.run.init import init_config, read_headers
+from pytorchdia.run.init import init_chips, init_config, read_headers
 from pytorchdia.run.settings import Settings, describe_settings, load_settings
 
 from .small_season import epochs, write_frame, write_season
@@ -173,6 +174,58 @@ def test_init_names_further_images_of_the_files(tmp_path: Path) -> None:
     fits.HDUList([fits.PrimaryHDU(), *further]).writeto(path, overwrite=True)
     text = init_config(tmp_path).read_text()
     assert "other images that were not: [CCD2], [CCD3]" in " ".join(text.replace("#", "").split())
+
+
+def write_mosaic(folder: Path, n: int = 2) -> None:
+    """Frames of two chips, the second a mirror image of the first, and what is no chip."""
+    for epoch in epochs(n):
+        path = write_frame(folder, epoch)
+        image, header = fits.getdata(path), fits.getheader(path)
+        chips = [fits.ImageHDU(image[:, ::step], name=f"CCD {i}") for i, step in ((1, 1), (2, -1))]
+        weight = fits.ImageHDU(np.ones_like(image), name="WHT")
+        guider = fits.ImageHDU(image[:40], name="GUIDE")
+        primary = fits.PrimaryHDU(header=header)
+        fits.HDUList([primary, *chips, guider, weight]).writeto(path, overwrite=True)
+
+
+def test_init_writes_settings_for_each_chip(tmp_path: Path) -> None:
+    write_mosaic(tmp_path)
+    assert chips_of(tmp_path / "frame000.fits") == ("CCD 1", "CCD 2")
+    assert "pytorchdia init FOLDER --chips" in init_config(tmp_path).read_text()
+    paths = init_chips(tmp_path)
+    assert [path.name for path in paths] == ["config_CCD_1.toml", "config_CCD_2.toml"]
+    for path, chip in zip(paths, ("CCD 1", "CCD 2"), strict=True):
+        settings = load_settings(path)
+        assert settings.frames.hdu == chip
+        assert settings.run_folder == tmp_path / f"run_{chip.replace(' ', '_')}"
+        assert [source.name for source in sources_of(settings)] == ["frame000", "frame001"]
+        assert "were not" not in path.read_text()
+
+
+def test_init_of_chips_writes_all_or_none(tmp_path: Path) -> None:
+    write_mosaic(tmp_path)
+    _, second = init_chips(tmp_path, tmp_path / "m.toml")
+    (tmp_path / "m_CCD_1.toml").unlink()
+    with pytest.raises(WriteError, match=r"m_CCD_2\.toml exists already"):
+        init_chips(tmp_path, tmp_path / "m.toml")
+    assert not (tmp_path / "m_CCD_1.toml").exists()
+    assert init_chips(tmp_path, tmp_path / "m.toml", overwrite=True)[1] == second
+
+
+def test_chips_without_names_are_known_by_their_numbers(tmp_path: Path) -> None:
+    image = np.ones((8, 9), "f4")
+    chips = [fits.ImageHDU(image), fits.ImageHDU(image), fits.ImageHDU(image, name="SCI", ver=2)]
+    fits.HDUList([fits.PrimaryHDU(), *chips]).writeto(tmp_path / "a.fits")
+    assert chips_of(tmp_path / "a.fits") == (1, 2, "SCI,2")
+    settings = [load_settings(path) for path in init_chips(tmp_path)]
+    assert [s.frames.hdu for s in settings] == [1, 2, "SCI,2"]
+    assert [s.run_folder.name for s in settings] == ["run_1", "run_2", "run_SCI_2"]
+
+
+def test_one_image_is_no_mosaic(tmp_path: Path) -> None:
+    write_season(tmp_path, 1)
+    with pytest.raises(InputError, match=r"frame000.fits holds one image"):
+        init_chips(tmp_path, tmp_path / "other.toml")
 
 
 def test_init_writes_what_load_reads(tmp_path: Path) -> None:

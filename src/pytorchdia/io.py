@@ -10,7 +10,8 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from .errors import Finding, InputError, ReadError, ShapeError
 from .frame import Detector, Flag, Frame
 from .headers import WCS_CARD, Keywords, detector_from_header, unit_from_header, with_unit
 
-__all__ = ["as_frame", "as_frames", "read_header", "read_mask", "read_plane", "stem"]
+__all__ = ["as_frame", "as_frames", "chips_of", "read_header", "read_mask", "read_plane", "stem"]
 
 _MASK_NAMES = ("MASK", "DQ", "BPM", "FLAGS", "BADPIX", "BPMASK", "QUALITY", "QUAL")
 _VARIANCE_NAMES = ("VARIANCE", "VAR")
 _SIGMA_NAMES = ("UNCERT", "ERR", "ERROR", "ERRS", "SIGMA")
 _INVERSE_NAMES = ("IVAR", "INVVAR")
+_NO_CHIPS = ("WHT", "WEIGHT", "WGT", "CTX", "CON", "EXP", "EXPMAP", "SKY", "BKG", "BACKGROUND")
 _POWER_OF_UTYPE = {"StdDevUncertainty": 2, "VarianceUncertainty": 1, "InverseVariance": -1}
 _HDU_SUFFIX = re.compile(r"^(?P<path>.+)\[(?P<hdu>[^\[\]]+)\]$")
 _PLATEAU_PIXELS = 5  # pixels together at the top make a plateau; a symmetric star has up to 4
@@ -218,21 +220,54 @@ def read_header(
         The file or the HDU cannot be read as an image.
     """
     path = Path(path)
+    with _only_headers(path) as hdus:
+        chosen = hdus[_choose_hdu(hdus, hdu, path.name, _Planes.of(Keywords()))]
+        shape = tuple(n for n in chosen.shape if n > 1)
+        header = _with_primary(chosen.header, hdus[0].header)
+    if len(shape) != 2:
+        raise ReadError(f"{path} holds an image of shape {chosen.shape}, not one of two axes.")
+    return header, (int(shape[0]), int(shape[1]))
+
+
+def chips_of(path: str | Path) -> tuple[str | int, ...]:
+    """The images of a file that may be chips of one camera, as ``hdu`` names them.
+
+    They are of the size of the one that :func:`as_frame` reads if nothing is said, and no masks,
+    variances, weights or the like by their names.
+
+    Raises
+    ------
+    ReadError
+        The file cannot be read, or holds no image.
+    """
+    path = Path(path)
+    planes = _Planes.of(Keywords())
+    with _only_headers(path) as hdus:
+        first = hdus[_choose_hdu(hdus, None, path.name, planes)]
+        chips = [
+            i
+            for i in _images(hdus)
+            if _shape(hdus[i]) == _shape(first)
+            and _name(hdus[i]) not in (*planes.names, *_NO_CHIPS)
+        ]
+        names = [_label(hdus, i)[1:-1] for i in chips]
+        unnamed = [not hdus[i].name for i in chips]
+    return tuple(i if bare else name for i, name, bare in zip(chips, names, unnamed, strict=True))
+
+
+@contextmanager
+def _only_headers(path: Path) -> Iterator[fits.HDUList]:
+    """The HDUs of a file whose pixels nobody asks for."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)
             with open(path, "rb") as file, fits.open(file, memmap=False) as hdus:
-                chosen = hdus[_choose_hdu(hdus, hdu, path.name, _Planes.of(Keywords()))]
-                shape = tuple(n for n in chosen.shape if n > 1)
-                header = _with_primary(chosen.header, hdus[0].header)
+                yield hdus
     except ReadError:
         raise
     except Exception as error:  # astropy raises many kinds on damaged headers
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ReadError(f"{path} cannot be read as FITS: {reason}.") from error
-    if len(shape) != 2:
-        raise ReadError(f"{path} holds an image of shape {chosen.shape}, not one of two axes.")
-    return header, (int(shape[0]), int(shape[1]))
 
 
 def _is_an_image(item: Any) -> bool:

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InputError
+from ..errors import InputError, PyTorchDIAError, WriteError
 from ..run.frames_table import read_frames
-from ..run.init import init_config
+from ..run.init import init_chips, init_config
 from ..run.lightcurves import LightCurve, LightCurves
 from ..run.pipeline import RunSummary
 from ..run.reduce import STEPS, reduce
+from ..run.settings import Settings, load_settings
 from . import display
 from .display import stderr
 
@@ -47,15 +48,34 @@ def init(
         Path | None,
         typer.Option("-o", "--output", help="Settings file; FOLDER/config.toml if absent."),
     ] = None,
+    chips: Annotated[
+        bool,
+        typer.Option("--chips", help="One file, and one run, for each chip of a mosaic (MEF)."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace it.")] = False,
 ) -> None:
     """Write a commented settings file for the frames in FOLDER, from their headers."""
-    path = init_config(folder, output, overwrite)
-    display.show_written(path, f"; read it, then: pytorchdia reduce {path}")
+    if not chips:
+        path = init_config(folder, output, overwrite)
+        display.show_written(path, f"; read it, then: pytorchdia reduce {path}")
+        return
+    paths = init_chips(folder, output, overwrite)
+    for path in paths[:-1]:
+        display.show_written(path)
+    display.show_written(
+        paths[-1], f"; read them, then: pytorchdia reduce {' '.join(map(str, paths))}"
+    )
 
 
 def reduce_season(
-    config: Annotated[Path, typer.Argument(help="Settings; 'pytorchdia init' writes them.")],
+    configs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CONFIG...",
+            help="Settings; 'pytorchdia init' writes them. Several (chips, filters) are done one "
+            "after the other.",
+        ),
+    ],
     only: Annotated[
         str | None, typer.Option("--only", help=f"Do this step alone: {_STEPS}.")
     ] = None,
@@ -83,18 +103,53 @@ def reduce_season(
     """
     if workers is not None and scheduler is not None:
         raise InputError("Give --workers or --scheduler, not both.")
-    with display.step_bars(quiet or dry_run) as progress:
-        summary = reduce(
-            config, only=only, until=until, scheduler=scheduler, dry_run=dry_run,
-            progress=progress, workers="auto" if workers is None and scheduler is None else workers,
-        )  # fmt: skip
-    if dry_run:
-        _show_plan(summary)
-        return
-    if not quiet:
-        _show_summary(summary)
-    if summary.failed or summary.troubles:
+    seasons = _with_folders_of_their_own(configs)
+    went_well, broken = True, []
+    for number, settings in enumerate(seasons, 1):
+        if len(seasons) > 1 and not quiet:
+            title = f"{settings.run_folder} ({number} of {len(seasons)})"
+            stderr.print(title, markup=False, soft_wrap=True, highlight=False)
+        try:
+            with display.step_bars(quiet or dry_run) as progress:
+                summary = reduce(
+                    settings, only=only, until=until, scheduler=scheduler, dry_run=dry_run,
+                    progress=progress,
+                    workers="auto" if workers is None and scheduler is None else workers,
+                )  # fmt: skip
+        except WriteError:  # a full disk is one for all of them
+            raise
+        except PyTorchDIAError as error:
+            if len(seasons) == 1:
+                raise
+            display.show_error(str(error))
+            broken.append(settings.run_folder)
+            continue
+        if dry_run:
+            _show_plan(summary)
+        elif not quiet:
+            _show_summary(summary)
+        went_well &= not (summary.failed or summary.troubles)
+    if broken:
+        raise InputError(
+            f"{len(broken)} of {len(seasons)} runs could not be done, as said above: "
+            f"{', '.join(map(str, broken))}."
+        )
+    if not went_well:
         raise typer.Exit(SOME_FAILED)
+
+
+def _with_folders_of_their_own(configs: list[Path]) -> list[Settings]:
+    """The settings, all of them read before the first is at work."""
+    seasons = [load_settings(config) for config in configs]
+    places = [settings.run_folder.resolve() for settings in seasons]
+    shared = next((place for place in places if places.count(place) > 1), None)
+    if shared is not None:
+        names = [str(c) for c, place in zip(configs, places, strict=True) if place == shared]
+        raise InputError(
+            f"{' and '.join(names)} have the same run folder, {shared}; give each one of its own "
+            "(run.folder)."
+        )
+    return seasons
 
 
 def status(run: Run, as_json: AsJson = False) -> None:

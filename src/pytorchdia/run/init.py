@@ -13,14 +13,15 @@ from typing import Any
 
 from ..errors import InputError, ReadError, WriteError
 from ..headers import detector_from_header, filter_from_header, unit_from_header
-from ..io import as_frame, read_header
+from ..io import as_frame, chips_of, read_header
 from .settings import Settings, describe_settings
 from .state import write_text
 
-__all__ = ["HeaderLine", "init_config", "read_headers"]
+__all__ = ["HeaderLine", "init_chips", "init_config", "read_headers"]
 
 _CALIBRATIONS = ("bias", "dark", "flat", "zero", "focus", "lamp", "acquisition")
 _KINDS = ("IMAGETYP", "OBSTYPE", "EXPTYPE", "FRAME", "ESO DPR TYPE")
+_Found = dict[tuple[str, str], tuple[Any, str]]  # values of settings and where they come from
 _EXAMPLES = {("keywords", "time"): '{ keyword = "JDMID", when = "mid", scale = "utc" }'}
 
 
@@ -50,8 +51,10 @@ class HeaderLine:
     sources: tuple[tuple[str, str], ...] = ()
 
 
-def read_headers(folder: Path) -> list[HeaderLine]:
+def read_headers(folder: Path, hdu: str | int | None = None) -> list[HeaderLine]:
     """One line for each file in ``folder`` that may be FITS, in the order of names.
+
+    The image is that of ``hdu``, or the first.
 
     Raises
     ------
@@ -67,7 +70,7 @@ def read_headers(folder: Path) -> list[HeaderLine]:
             f"{folder} holds no file that ends in .fits, .fit, .fts, .fits.gz or .fits.fz; give "
             "the folder that holds the frames."
         )
-    return [_line(path) for path in paths]
+    return [_line(path, hdu) for path in paths]
 
 
 def init_config(folder: Path, path: Path | None = None, overwrite: bool = False) -> Path:
@@ -89,9 +92,64 @@ def init_config(folder: Path, path: Path | None = None, overwrite: bool = False)
     """
     folder = Path(folder)
     path = folder / "config.toml" if path is None else Path(path)
+    text = _settings(path, folder, read_headers(folder))
+    _write([(path, text)], overwrite)
+    return path
+
+
+def init_chips(folder: Path, path: Path | None = None, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write a CONFIG.toml for each chip of a mosaic, each with a run folder of its own.
+
+    Parameters
+    ----------
+    folder : Path
+    path : Path, optional
+        As in :func:`init_config`; the name of the chip comes behind its stem.
+    overwrite : bool
+
+    Returns
+    -------
+    tuple of Path
+        In the order of the chips in the first file that is a frame.
+
+    Raises
+    ------
+    InputError
+        There are no frames, or they have one image each.
+    WriteError
+        A file exists, or cannot be written; then none is.
+    """
+    folder = Path(folder)
+    path = folder / "config.toml" if path is None else Path(path)
     lines = read_headers(folder)
-    if path.exists() and not overwrite:
-        raise WriteError(f"{path} exists already; choose another name or allow overwriting.")
+    first = next((line.path for line in lines if not line.problem), lines[0].path)
+    chips = chips_of(first)
+    if len(chips) < 2:
+        raise InputError(
+            f"{first.name} holds one image that may be a chip's, not several; leave --chips out."
+        )
+    files = []
+    for chip in chips:
+        name = re.sub(r"[^\w.-]+", "_", str(chip))
+        own = path.with_name(f"{path.stem}_{name}{path.suffix}")
+        files.append((own, _settings(own, folder, read_headers(folder, chip), chip, f"run_{name}")))
+    _write(files, overwrite)
+    return tuple(own for own, _ in files)
+
+
+def _write(files: list[tuple[Path, str]], overwrite: bool) -> None:
+    for path, _ in files:
+        if path.exists() and not overwrite:
+            raise WriteError(f"{path} exists already; choose another name or allow overwriting.")
+    for path, text in files:
+        write_text(path, text)
+
+
+def _settings(
+    path: Path, folder: Path, lines: list[HeaderLine], chip: str | int | None = None,
+    run: str | None = None,
+) -> str:  # fmt: skip
+    """The text of the settings for the filter and the size that most frames have."""
     usable = [line for line in lines if not line.problem]
     if not usable:
         problems = "; ".join(f"{line.path.name}: {line.problem}" for line in lines[:3])
@@ -100,13 +158,17 @@ def init_config(folder: Path, path: Path | None = None, overwrite: bool = False)
     (chosen, shape), _ = kinds.most_common(1)[0]
     season = [line for line in usable if (line.filter, line.shape) == (chosen, shape)]
     left_out = [line for line in lines if line not in season]
-    write_text(path, "\n".join(_text(path, folder, chosen, season, left_out)) + "\n")
-    return path
+    found = _found(season)
+    if chosen:
+        found["frames", "filter"] = (chosen, "headers")
+    if chip is not None:
+        found |= {("frames", "hdu"): (chip, ""), ("run", "folder"): (run, "")}
+    return "\n".join(_text(path, folder, season, left_out, found)) + "\n"
 
 
-def _line(path: Path) -> HeaderLine:
+def _line(path: Path, hdu: str | int | None) -> HeaderLine:
     try:
-        header, shape = read_header(path)
+        header, shape = read_header(path, hdu)
     except Exception as error:  # whatever is wrong with one file is its line
         return HeaderLine(path, " ".join(str(error).split())[:160])
     kind = next((str(header[k]) for k in _KINDS if k in header), "").strip().lower()
@@ -127,9 +189,12 @@ def _other_images(path: Path) -> str:
     """What to say of images in a file that are not read, if there are any."""
     try:
         findings = as_frame(path).findings
+        chips = len(chips_of(path))
     except (InputError, ReadError):  # `reduce` will say so of this frame
         return ""
-    return next((f.message for f in findings if f.code == "file-images-unused"), "")
+    told = next((f.message for f in findings if f.code == "file-images-unused"), "")
+    advice = " For settings of each chip: pytorchdia init FOLDER --chips."
+    return told + advice if told and chips > 1 else told
 
 
 def _is_calibration(kind: str) -> bool:
@@ -141,18 +206,19 @@ def _is_calibration(kind: str) -> bool:
 
 
 def _text(
-    path: Path, folder: Path, chosen: str, season: list[HeaderLine], left_out: list[HeaderLine]
+    path: Path, folder: Path, season: list[HeaderLine], left_out: list[HeaderLine], found: _Found
 ) -> Iterator[str]:
     yield "# Settings of a season's reduction: pytorchdia reduce " + path.name
     yield "# Lines that begin with # show what holds if nothing is said."
     yield "#"
     shape = " x ".join(map(str, season[0].shape))
     objects = ", ".join(sorted({line.object for line in season if line.object})) or "not named"
-    yield f"# {len(season)} frames of {shape} pixels, filter {chosen or 'not named'}."
+    yield f"# {len(season)} frames of {shape} pixels, filter {season[0].filter or 'not named'}."
     yield f"# Object: {objects}."
-    yield from textwrap.wrap(
-        _other_images(season[0].path), 100, initial_indent="# ", subsequent_indent="#     "
-    )
+    if ("frames", "hdu") not in found:
+        yield from textwrap.wrap(
+            _other_images(season[0].path), 100, initial_indent="# ", subsequent_indent="#     "
+        )
     for line in left_out[:50]:
         why = (
             line.problem
@@ -161,8 +227,7 @@ def _text(
         yield f"# Left out: {line.path.name} ({why})"
     if len(left_out) > 50:
         yield f"# Left out: {len(left_out) - 50} more files"
-    found = {**_found(season), ("frames", "filter"): (chosen, "headers") if chosen else None}
-    found["frames", "files"] = (_patterns(path, folder, season), "")
+    found = {**found, ("frames", "files"): (_patterns(path, folder, season), "")}
     excluded = _excluded(season, left_out)
     if excluded:
         found["frames", "exclude"] = (excluded, "")
@@ -191,9 +256,9 @@ def _entry(
     yield f"{'' if active else '# '}{key} = {_toml(seen)}{comment}"
 
 
-def _found(season: list[HeaderLine]) -> dict[tuple[str, str], tuple[Any, str] | None]:
+def _found(season: list[HeaderLine]) -> _Found:
     """What the headers say of the camera, as comments: it is read from each frame anyway."""
-    found: dict[tuple[str, str], tuple[Any, str] | None] = {}
+    found: _Found = {}
     for key in ("gain", "read_noise", "saturation"):
         values = [dict(line.numbers)[key] for line in season if key in dict(line.numbers)]
         if values:
