@@ -7,6 +7,7 @@ import resource
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 from scipy.optimize import minimize
 
 from pytorchdia import (
@@ -32,7 +33,7 @@ from pytorchdia.objective import Objective
 from pytorchdia.prior import Component, Posterior, _Evidence
 from pytorchdia.regularise import _Quadratic, _quadratic, in_pixels, regularise
 from pytorchdia.shapelets import Shapelets
-from pytorchdia.simulate import simulate_pair
+from pytorchdia.simulate import draw_stars, render_moffat, simulate_pair
 
 NOISE = CCDNoise(5.0)
 POINT = np.array([0.3, -0.5, 0.4, 0.2, math.log(0.3), math.log(2.0), math.log(2.5)])
@@ -152,7 +153,8 @@ def test_what_is_found_is_better_than_its_surroundings():
     found = GaussianProcessPrior().found(evidence.information, solution, evidence.kernel)
     best = prior_module._vector_of(found)
     assert found.is_known
-    assert found.evidence == pytest.approx(evidence.value(best))
+    under = Posterior.of(evidence.information, evidence.projected, found.root(evidence.kernel))
+    assert found.evidence == pytest.approx(under.evidence)
     for i in range(7):
         for sign in (-0.2, 0.2):
             beside = best.copy()
@@ -300,6 +302,122 @@ def test_a_stack_under_a_prior_equals_a_loop(likelihood):
         assert (np.abs(one.kernel - alone.kernel) < 0.1 * errors).all()
         assert one.scale == pytest.approx(alone.scale, abs=0.05 * alone.scale_error)
         assert one.scale_error == pytest.approx(alone.scale_error, rel=0.05)
+
+
+def winged_pair(seed, shape=(160, 160)):
+    """Moffat stars of two widths: what makes one of the other has wings that no Gaussian has."""
+    rng = np.random.default_rng([9, seed])
+    stars = draw_stars(rng, shape, log_density=2.0)
+    sharp = render_moffat(stars, shape, fwhm=2.8, beta=rng.uniform(2.5, 4.0))
+    wide = render_moffat(
+        stars.shifted(*rng.uniform(-0.5, 0.5, 2)), shape, fwhm=rng.uniform(3.5, 4.5),
+        ellipticity=rng.uniform(0.0, 0.2), beta=rng.uniform(2.5, 4.0),
+    )  # fmt: skip
+    images = []
+    for image, exposures in ((350.0 + sharp, 8), (620.0 + 0.8 * wide, 1)):
+        sigma = np.sqrt((25.0 + image) / exposures)
+        images += [image, image + sigma * rng.standard_normal(shape), sigma]
+    return images
+
+
+def test_light_in_faint_wings_is_not_taken_off_the_scale():
+    pulls, without, ratios = [], [], []
+    for seed in range(8):
+        reference, noisy_reference, sigma, target, noisy_target, _ = winged_pair(seed)
+        given = {"kernel": DeltaKernel(17), "noise": NOISE, "covariance": False}
+        truth = subtract(target, reference, penalty=None, **given)
+        given["reference_noise"] = FixedVariance(sigma**2)
+        plain = subtract(noisy_target, noisy_reference, penalty=None, **given)
+        under = subtract(noisy_target, noisy_reference, penalty=GaussianProcessPrior(), **given)
+        pulls.append((under.scale - truth.scale) / under.scale_error)
+        error = [float(((r.model - target)[~r.mask] ** 2).mean()) for r in (plain, under)]
+        ratios.append(error[1] / error[0])
+        evidence = evidence_of(noisy_target, noisy_reference, DeltaKernel(17))
+        best = evidence.together(
+            evidence.with_second(evidence.maximise(evidence.start(), slice(7)))
+        )
+        point = evidence.at(best)
+        root = Shapelets(best, (17, 17)).root
+        posterior = Posterior.of(evidence.information, evidence.projected, root)
+        sums = root.sum(dim=0)[:, None]
+        error = math.sqrt(float((sums * torch.cholesky_solve(sums, posterior.factor)).sum()))
+        without.append((float(point.kernel.sum()) - truth.scale) / error)
+    left, before = (float(np.sqrt(np.mean(np.square(each)))) for each in (pulls, without))
+    assert before > 2.5  # errors of P, by the components alone
+    assert left < 0.6 * before
+    assert left < 2.0
+    assert max(ratios) < 1.0
+
+
+def evidence_of(target, reference, kernel):
+    reference = torch.from_numpy(reference - np.median(reference))
+    model = ImageModel(reference, kernel, PolynomialBackground())
+    o = Objective(model, torch.from_numpy(target), model.valid, NOISE, Gaussian())
+    given = _quadratic(o, Newton().solve(o), None)
+    return _Evidence(given.information, given.kernel, model.kernel)
+
+
+def test_missed_light_is_believed_by_its_posterior():
+    # By dense matrices and a quadrature over ln tau, with the components' K, S and a free shift c.
+    _, noisy_reference, _, _, noisy_target, _ = winged_pair(3)
+    evidence = evidence_of(noisy_target, noisy_reference, DeltaKernel(17))
+    x = evidence.with_second(evidence.maximise(evidence.start(), slice(7)))
+    missed = evidence.missed_light(x)
+    h, b = evidence.information.numpy(), evidence.projected.numpy()
+    covariance = dense_covariance_of(x, (17, 17))
+    posterior = np.linalg.inv(
+        np.linalg.inv(covariance + 1e-12 * covariance.max() * np.eye(289)) + h
+    )
+    along = missed.column.numpy()[:, 0]
+    left = b - h @ posterior @ b
+    seen = h - h @ posterior @ h
+    precise = along @ seen @ along
+    shift, sums = along @ left / precise, (along - posterior @ h @ along).sum()
+    gain, variance = shift * sums, sums**2 / precise  # D and d
+
+    def moment(power):
+        def inside(log_share):
+            tau2 = (math.exp(log_share) * evidence.scale) ** 2
+            density = math.exp(-0.5 * gain**2 / (tau2 + variance)) / math.sqrt(tau2 + variance)
+            return density * (tau2 / (tau2 + variance)) ** power
+
+        return quad(inside, math.log(1e-4), math.log(0.1))[0]
+
+    believed = moment(1) / moment(0)
+    scatter = moment(2) / moment(0) - believed**2
+    both = torch.cat([Shapelets(x, (17, 17)).root, missed.column], dim=1)
+    under = Posterior.of(evidence.information, evidence.projected, both)
+    before = float(evidence.at(x).kernel.sum())
+    after = float((both @ under.coefficients).sum())
+    assert abs(gain) > 2.0 * math.sqrt(variance)
+    assert after - before == pytest.approx(believed * gain, rel=0.02)
+    assert float(missed.spread.sum()) == pytest.approx(gain * math.sqrt(scatter), rel=0.05)
+    assert missed.gain == pytest.approx(under.evidence - evidence.value(x), abs=1e-4)
+
+
+def dense_covariance_of(x, shape):
+    root = Shapelets(x, shape).root.numpy()
+    return root @ root.T
+
+
+def test_components_are_sought_together_where_that_pays():
+    _, noisy_reference, _, _, noisy_target, _ = winged_pair(1)
+    evidence = evidence_of(noisy_target, noisy_reference, DeltaKernel(17))
+    one_by_one = evidence.with_second(evidence.maximise(evidence.start(), slice(7)))
+    assert evidence.value(evidence.together(one_by_one)) > evidence.value(one_by_one) + 5.0
+    pair = simulate_pair(13, reading="notebook")  # Gaussians
+    evidence = evidence_of(pair.target, pair.reference, DeltaKernel(19))
+    one_by_one = evidence.with_second(evidence.maximise(evidence.start(), slice(7)))
+    np.testing.assert_array_equal(evidence.together(one_by_one), one_by_one)
+
+
+def test_data_that_tell_nothing_of_missed_light_add_nothing():
+    kernel = DeltaKernel(7)
+    nothing = torch.zeros(49, 49, dtype=torch.float64)
+    evidence = _Evidence(nothing, nothing[0], kernel)
+    missed = evidence.missed_light(evidence.start())
+    assert missed.column.shape == missed.spread.shape == (49, 0)
+    assert missed.gain == 0.0
 
 
 def test_the_default_prior_lowers_the_error_of_the_model():

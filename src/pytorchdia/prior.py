@@ -13,6 +13,9 @@ F is known in closed form, however ill-conditioned C may be.
 The hyperparameters are found by maximising the evidence of the data (MacKay 1992; Rasmussen &
 Williams 2006, section 5.4) in the Gaussian approximation around the fit without a prior:
 the data enter through the normal matrix H and the solution alone, without a pass over the pixels.
+
+Faint wings, which hold a share of the light that no single pixel shows, are not of that form, and
+the prior would take them off P. So it has one more column, of light that may be missed.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ _MOST_STEPS, _FAR_STEPS, _LONGEST, _NEAR, _GOAL = 100, 12, 1.0, 0.05, 1e-9
 _ARMIJO, _HALVINGS = 1e-4, 12
 _ROUNDING = 1e-15  # of ln evidence, which is large where the pixels are many
 _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
+_TOGETHER = 5.0  # expected gain in ln evidence from which all hyperparameters are sought together
+# The share of the light that the components may miss: bounds of its scale, and how many between.
+_LEAST_MISSED, _MOST_MISSED, _SCALES = 1e-4, 0.1, 41
 _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
 
 
@@ -136,6 +142,8 @@ class GaussianProcessPrior(KernelPrior):
     spread : Basis, optional
         Where they were found: J with J J' the covariance of the kernel pixels that comes from the
         uncertainty of the hyperparameters, (n_k, number of hyperparameters).
+    missed : Basis, optional
+        Where they were found: a further column of F, (n_k, 1), for light that the components miss.
     noisy_reference : bool
         Allow for the noise of the reference where it is known: the kernel, and P, are those
         between the noiseless images. False takes the reference as it is.
@@ -146,6 +154,7 @@ class GaussianProcessPrior(KernelPrior):
     ellipse: tuple[float, float] = (0.0, 0.0)
     evidence: float | None = field(default=None, compare=False)
     spread: Basis | None = field(default=None, compare=False, repr=False)
+    missed: Basis | None = field(default=None, compare=False, repr=False)
     noisy_reference: bool = False
 
     def __post_init__(self) -> None:
@@ -165,6 +174,8 @@ class GaussianProcessPrior(KernelPrior):
 
     def root(self, kernel: KernelModel) -> Basis:
         root = Shapelets(_vector_of(self), kernel.shape).root
+        if self.missed is not None:
+            root = torch.cat([root, self.missed], dim=1)
         if root.shape[1] <= root.shape[0]:
             return root
         square: Basis = torch.linalg.qr(root.T, mode="r").R.T
@@ -185,12 +196,15 @@ class GaussianProcessPrior(KernelPrior):
         evidence = _Evidence(information, solution, kernel, projected)
         with one_thread():
             main = evidence.maximise(evidence.start(), slice(0, 7))
-            both = evidence.with_second(main)
-            found = _prior_of(both)
+            best = evidence.together(evidence.with_second(main))
+            missed = evidence.missed_light(best)
             return replace(
-                found, evidence=evidence.value(both), spread=evidence.spread(both),
+                _prior_of(best),
+                evidence=evidence.value(best) + missed.gain,
+                spread=torch.cat([evidence.spread(best), missed.spread], dim=1),
+                missed=missed.column,
                 noisy_reference=self.noisy_reference,
-            )  # fmt: skip
+            )
 
 
 def _prior_of(x: FloatArray) -> GaussianProcessPrior:
@@ -239,6 +253,30 @@ class Posterior(NamedTuple):
         coefficients = torch.cholesky_solve(right[:, None], factor)[:, 0]
         evidence = 0.5 * float(right @ coefficients) - float(factor.diagonal().log().sum())
         return cls(coefficients, product, factor, evidence)
+
+
+class Missed(NamedTuple):
+    """Light that the components of a prior miss.
+
+    Attributes
+    ----------
+    column : Basis
+        What it adds to F, (n_k, 1 or 0).
+    spread : Basis
+        What it adds to J, likewise.
+    gain : float
+        In ln evidence.
+    """
+
+    column: Basis
+    spread: Basis
+    gain: float
+
+    @classmethod
+    def nothing(cls, n: int) -> Missed:
+        """For a kernel of ``n`` pixels whose data do not tell."""
+        none = torch.zeros(n, 0, dtype=torch.float64)
+        return cls(none, none, 0.0)
 
 
 def _updated(hessian: FloatArray, move: FloatArray, change: FloatArray) -> FloatArray:
@@ -393,6 +431,65 @@ class _Evidence:
         start = rough[int(np.argmax(heights))]
         return max(best, self.maximise(start, slice(7, 10)), key=self.value)
 
+    def together(self, x: FloatArray) -> FloatArray:
+        """All hyperparameters sought at once from here, if a Newton step promises enough of it.
+
+        One after the other the components of a PSF with wings share its core badly. Where each is
+        one Gaussian there is nothing to gain but time.
+        """
+        here = self.at(x)
+        if not math.isfinite(here.evidence):
+            return x
+        low, high = np.array(self.bounds(x)).T
+        gradient = here.gradient
+        inside = ~(((x <= low) & (gradient < 0)) | ((x >= high) & (gradient > 0)))
+        hessian = (here.curvature() + _WEAK * np.eye(len(x)))[np.ix_(inside, inside)]
+        promised = 0.5 * float(gradient[inside] @ np.linalg.solve(hessian, gradient[inside]))
+        return self.maximise(x, slice(0, len(x))) if promised > _TOGETHER else x
+
+    def missed_light(self, x: FloatArray) -> Missed:
+        """What the components may miss of the light, as the data say.
+
+        Faint wings are seen in P and in little else. They move the kernel along v, as the P of any
+        smooth kernel that fills the box does: v = W (1 + W' H W)^-1 W' 1, W the root of a broad
+        prior. With D what P gains along v by the data alone, and d its variance, the missed light
+        is normal with a scale tau whose logarithm is uniform within bounds, shares of P. The share
+        tau^2 / (tau^2 + d) of D that is believed has a mean and a variance: the column makes the
+        mean of it, and the spread holds the variance.
+        """
+        root = Shapelets(x, self.kernel.shape).root
+        broad = Shapelets(self._broad(1.0), self.kernel.shape).root
+        posterior, free = (
+            Posterior.of(self.information, self.projected, each) for each in (root, broad)
+        )
+        if posterior is None or free is None:
+            return Missed.nothing(len(root))
+        sums = broad.sum(dim=0)[:, None]
+        along = broad @ torch.cholesky_solve(sums, free.factor)  # v
+        # What is left of v when the components move as well.
+        answer = torch.cholesky_solve(posterior.product.T @ along, posterior.factor)
+        moved = along - root @ answer
+        precise = float((along * (self.information @ moved)).sum())
+        gained = float(moved.sum())
+        if not (precise > 0 and abs(gained) > 0):
+            return Missed.nothing(len(root))
+        left = self.projected - posterior.product @ posterior.coefficients
+        missing = float(along[:, 0] @ left) * gained / precise  # D
+        variance = gained**2 / precise  # d
+        shares = np.geomspace(_LEAST_MISSED, _MOST_MISSED, _SCALES)
+        taus = (shares * self.scale) ** 2
+        logs = -0.5 * missing**2 / (taus + variance) - 0.5 * np.log(taus + variance)
+        weights = np.exp(logs - logs.max())
+        weights /= weights.sum()
+        believed = taus / (taus + variance)
+        mean = min(float(weights @ believed), 1.0 - _ROUNDING)
+        scatter = float(weights @ (believed - mean) ** 2)
+        return Missed(
+            along * math.sqrt(mean / (1.0 - mean) / precise),
+            moved * (missing * math.sqrt(scatter) / gained),
+            0.5 * mean * missing**2 / variance + 0.5 * math.log1p(-mean),
+        )
+
     def spread(self, x: FloatArray) -> Basis:
         """J of :class:`GaussianProcessPrior`: how the kernel moves as the hyperparameters may.
 
@@ -430,9 +527,7 @@ class _Evidence:
 
     def start(self) -> FloatArray:
         """Centre, shape and size from the moments of the kernel under a broad prior."""
-        width = 0.4 * self.half
-        amplitude = max(abs(self.scale), 1e-12) / width**2
-        broad = np.array([0.0, 0.0, 0.0, 0.0, np.log(amplitude), np.log(2.0), np.log(width)])
+        broad = self._broad(0.4)
         kernel = self.at(broad).kernel.reshape(self.kernel.shape).numpy()
         kernel = kernel * np.sign(kernel.flat[np.argmax(np.abs(kernel))])
         weight = np.maximum(kernel - 0.2 * kernel.max(), 0.0)
@@ -451,3 +546,9 @@ class _Evidence:
             x0, y0, 0.5 * (logs[0, 0] - logs[1, 1]), logs[0, 1],
             math.log(kernel.max()), math.log(2.0 * size), math.log(size),
         ])  # fmt: skip
+
+    def _broad(self, share: float) -> FloatArray:
+        """Hyperparameters of a smooth kernel as wide as this share of half the box."""
+        width = share * self.half
+        amplitude = max(abs(self.scale), 1e-12) / width**2
+        return np.array([0.0, 0.0, 0.0, 0.0, np.log(amplitude), np.log(2.0), np.log(width)])
