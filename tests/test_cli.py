@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -333,6 +335,16 @@ def test_info_on_what_is_no_result_ends_with_code_3(run_cli, files, which):
     assert (outcome.code, outcome.out) == (3, "")
     assert path.name in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_the_package_runs_as_a_module():
+    told = subprocess.run(
+        [sys.executable, "-m", "pytorchdia", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"pytorchdia {pytorchdia.__version__}\n"
 
 
 def test_version(run_cli):
