@@ -1,7 +1,7 @@
 """Stars with wings (Moffat profiles): error of the model and of P, with and without the prior.
 
-The claims: a kernel that has wings keeps its light under the prior, P is off by its error bar and
-no more, and the model is closer to the noiseless target than the plain fit's in every field.
+The claims: a kernel that has wings keeps its light under the prior, P is off by what its error bar
+says, and the error of the model is a third of the plain fit's.
 
     python benchmarks/wings.py
 
