@@ -158,6 +158,24 @@ def test_a_trail_that_only_the_stack_shows_is_doubtful() -> None:
     assert sum(c.kind is not Kind.DOUBTFUL for c in merged) <= 1
 
 
+def test_a_spoilt_epoch_does_not_pull_a_candidate_off_its_star() -> None:
+    stack, epochs = Stack(), []
+    for k in range(12):
+        change = image([60.0], [50.0], [(-1) ** k * 25.0 * FLUX_ERROR])
+        if k == 4:  # something bright and not of the PSF's shape, two pixels from the star
+            change[46:49, 54:67] += 60.0 * FLUX_ERROR / FWHM**2
+        found, filtered = search(noise(500 + k) + change)
+        stack.add(filtered)
+        epochs.append(found)
+    alone = stack_detections(stack, FWHM)
+    near = np.hypot(alone.x - 60.0, alone.y - 50.0) < 4.0
+    assert np.hypot(alone.x[near] - 60.0, alone.y[near] - 50.0).min() > 0.5  # the stack is off
+    found = merge_detections(epochs, alone, catalogue_of([60.0], [50.0]), fwhm=FWHM, shape=SHAPE)
+    star = [c for c in found if c.kind is not Kind.DOUBTFUL and c.star == 1]
+    assert len(star) == 1
+    assert (star[0].x, star[0].y) == pytest.approx((60.0, 50.0), abs=0.15)
+
+
 def test_noise_beyond_the_error_map_raises_the_bar() -> None:
     found, filtered = search(2.0 * noise(5))
     assert len(found) <= 1

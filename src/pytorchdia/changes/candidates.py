@@ -29,6 +29,9 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
+# Of the place of a source: its error in units of half a FWHM over the significance, how many of
+# these a pull of the stack must have to be doubted, and how much of half a FWHM.
+_PLACE_ERROR, _DOUBTS, _LEAST_PULL = 1.2, 4.0, 0.1
 _RIPPLE = 1.0 / 3.0  # of the significance of a source, that of what belongs to it
 
 
@@ -272,7 +275,7 @@ def _candidate(
     if stacked and (len(clean) or not len(seen)):
         believed = np.append(believed, group[pool.epoch[group] == pool.stack])
     strength = pool.strength[believed]
-    x, y = (float(np.average(v[believed], weights=strength**2)) for v in (pool.x, pool.y))
+    x, y = _place(pool, clean, believed, radius)
     best = int(believed[strength.argmax()])
     single = clean if len(clean) else seen
     shown = int(single[pool.strength[single].argmax()]) if len(single) else best
@@ -299,3 +302,26 @@ def _candidate(
         in_stack=stacked,
         flags=common,
     )
+
+
+def _place(
+    pool: _Pool, clean: NDArray[np.int64], believed: NDArray[np.int64], radius: float
+) -> tuple[float, float]:
+    """Mean of detections, weighted by their significance.
+
+    The stack holds the epochs that are flagged as well. Where it pulls the place from that of the
+    clean ones by more than their errors, these are believed alone.
+    """
+
+    def mean(of: NDArray[np.int64]) -> FloatArray:
+        where = np.column_stack([pool.x[of], pool.y[of]])
+        place: FloatArray = np.average(where, axis=0, weights=pool.strength[of] ** 2)
+        return place
+
+    place = mean(believed)
+    if len(clean):
+        error = _PLACE_ERROR * radius / math.sqrt(float((pool.strength[clean] ** 2).sum()))
+        alone = mean(clean)
+        if np.hypot(*(place - alone)) > max(_DOUBTS * error, _LEAST_PULL * radius):
+            place = alone
+    return float(place[0]), float(place[1])
