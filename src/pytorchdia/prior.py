@@ -58,6 +58,8 @@ _AMPLITUDES = (-12.0, 4.0)  # bounds of ln a relative to its start
 _TOGETHER = 5.0  # expected gain in ln evidence from which all hyperparameters are sought together
 # The share of the light that the components may miss: bounds of its scale, and how many between.
 _LEAST_MISSED, _MOST_MISSED, _SCALES = 1e-4, 0.1, 41
+_ALL = 1.0 - 1e-6  # of it believed at most: a prior without bounds would be singular
+_LARGEST = 3.0  # standard deviation of a kernel pixel at most, over P: a delta function has 1
 _WEAK = 0.3  # inverse variance of the hyperparameters about their start: keeps idle ones in place
 
 
@@ -195,8 +197,9 @@ class GaussianProcessPrior(KernelPrior):
             return self
         evidence = _Evidence(information, solution, kernel, projected)
         with one_thread():
-            main = evidence.maximise(evidence.start(), slice(0, 7))
-            best = evidence.together(evidence.with_second(main))
+            start = evidence.start()
+            main = evidence.maximise(start, slice(0, 7))
+            best = evidence.together(evidence.with_second(main), start)
             missed = evidence.missed_light(best)
             return replace(
                 _prior_of(best),
@@ -350,6 +353,7 @@ class _Evidence:
         self.projected = information @ solution if projected is None else projected
         self.scale = float(solution.sum())
         self.half = 0.5 * max(kernel.shape)
+        self.most = math.log(_LARGEST * max(abs(self.scale), 1e-12))  # ln a of a component
 
     def at(self, x: FloatArray) -> _Point:
         """The evidence at these hyperparameters."""
@@ -359,15 +363,19 @@ class _Evidence:
         """The evidence; minus infinity far beyond what the data allow."""
         return self.at(x).evidence
 
-    def maximise(self, start: FloatArray, free: slice) -> FloatArray:
+    def maximise(
+        self, start: FloatArray, free: slice, around: FloatArray | None = None
+    ) -> FloatArray:
         """The best hyperparameters, those that are not ``free`` left as they are.
+
+        Bounds are those about ``around``, or about the start.
 
         Newton steps with the average information in place of the Hessian, because the way leads
         along a valley that is narrower the longer l is; once they are short, the information is
         kept and learns from the gradients (BFGS), until what a step would bring is lost in
         rounding. All within bounds.
         """
-        low, high = np.array(self.bounds(start)[free]).T
+        low, high = np.array(self.bounds(start if around is None else around)[free]).T
         at_start = start[free]
         pull = _WEAK * np.eye(len(at_start))
 
@@ -431,31 +439,34 @@ class _Evidence:
         start = rough[int(np.argmax(heights))]
         return max(best, self.maximise(start, slice(7, 10)), key=self.value)
 
-    def together(self, x: FloatArray) -> FloatArray:
+    def together(self, x: FloatArray, start: FloatArray) -> FloatArray:
         """All hyperparameters sought at once from here, if a Newton step promises enough of it.
 
         One after the other the components of a PSF with wings share its core badly. Where each is
-        one Gaussian there is nothing to gain but time.
+        one Gaussian there is nothing to gain but time. A component that has grown to its bound
+        about ``start``, where the search began, is not determined by the data, and would go on.
         """
         here = self.at(x)
-        if not math.isfinite(here.evidence):
+        around = x.copy()
+        around[4::3] = np.clip(start[4], x[4::3] - _AMPLITUDES[1], x[4::3] - _AMPLITUDES[0])
+        low, high = np.array(self.bounds(around)).T
+        if not math.isfinite(here.evidence) or (x[4::3] >= high[4::3]).any():
             return x
-        low, high = np.array(self.bounds(x)).T
         gradient = here.gradient
         inside = ~(((x <= low) & (gradient < 0)) | ((x >= high) & (gradient > 0)))
         hessian = (here.curvature() + _WEAK * np.eye(len(x)))[np.ix_(inside, inside)]
         promised = 0.5 * float(gradient[inside] @ np.linalg.solve(hessian, gradient[inside]))
-        return self.maximise(x, slice(0, len(x))) if promised > _TOGETHER else x
+        return self.maximise(x, slice(0, len(x)), around) if promised > _TOGETHER else x
 
     def missed_light(self, x: FloatArray) -> Missed:
         """What the components may miss of the light, as the data say.
 
         Faint wings are seen in P and in little else. They move the kernel along v, as the P of any
         smooth kernel that fills the box does: v = W (1 + W' H W)^-1 W' 1, W the root of a broad
-        prior. With D what P gains along v by the data alone, and d its variance, the missed light
-        is normal with a scale tau whose logarithm is uniform within bounds, shares of P. The share
-        tau^2 / (tau^2 + d) of D that is believed has a mean and a variance: the column makes the
-        mean of it, and the spread holds the variance.
+        prior. With D what P gains along v by the data, the components giving way, and d its
+        variance, the missed light is normal with a scale tau whose logarithm is uniform within
+        bounds, shares of P. The share tau^2 / (tau^2 + d) of D that is believed has a mean and a
+        variance: the column makes the mean of it, and the spread holds the variance.
         """
         root = Shapelets(x, self.kernel.shape).root
         broad = Shapelets(self._broad(1.0), self.kernel.shape).root
@@ -482,7 +493,7 @@ class _Evidence:
         weights = np.exp(logs - logs.max())
         weights /= weights.sum()
         believed = taus / (taus + variance)
-        mean = min(float(weights @ believed), 1.0 - _ROUNDING)
+        mean = min(float(weights @ believed), _ALL)
         scatter = float(weights @ (believed - mean) ** 2)
         return Missed(
             along * math.sqrt(mean / (1.0 - mean) / precise),
@@ -518,6 +529,7 @@ class _Evidence:
         bounds = [centre, centre, shape, shape]
         for log_amplitude in start[4::3]:
             low, high = (float(log_amplitude + step) for step in _AMPLITUDES)
+            high = min(high, max(self.most, float(log_amplitude)))
             bounds += [
                 (low, high),
                 (math.log(_LENGTHS[0]), math.log(_LENGTHS[1])),
