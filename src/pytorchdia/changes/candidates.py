@@ -239,18 +239,22 @@ class _Pool:
                 members = around[(apart <= radius) | weak]
                 free[members] = False
                 groups.append(members)
-        return self._joined(groups, where, radius)
+        return self._joined(groups, radius)
 
-    def _joined(
-        self, groups: list[NDArray[np.int64]], where: FloatArray, radius: float
-    ) -> list[NDArray[np.int64]]:
+    def place(self, members: NDArray[np.int64]) -> FloatArray:
+        """(x, y): the mean of these detections, weighted by their significance."""
+        where = np.column_stack([self.x[members], self.y[members]])
+        place: FloatArray = np.average(where, axis=0, weights=self.strength[members] ** 2)
+        return place
+
+    def _joined(self, groups: list[NDArray[np.int64]], radius: float) -> list[NDArray[np.int64]]:
         """The groups, those in one whose mean places lie within the radius of a stronger one's."""
         joined: list[NDArray[np.int64]] = []
         places = np.empty((0, 2))
         for members in groups:
             clean = members[self.flags[members] == 0]
             told = clean if len(clean) else members
-            place = np.average(where[told], axis=0, weights=self.strength[told] ** 2)
+            place = self.place(told)
             near = np.flatnonzero(np.hypot(*(places - place).T) <= radius)
             if len(near):
                 joined[near[0]] = np.append(joined[near[0]], members)
@@ -312,16 +316,10 @@ def _place(
     The stack holds the epochs that are flagged as well. Where it pulls the place from that of the
     clean ones by more than their errors, these are believed alone.
     """
-
-    def mean(of: NDArray[np.int64]) -> FloatArray:
-        where = np.column_stack([pool.x[of], pool.y[of]])
-        place: FloatArray = np.average(where, axis=0, weights=pool.strength[of] ** 2)
-        return place
-
-    place = mean(believed)
+    place = pool.place(believed)
     if len(clean):
         error = _PLACE_ERROR * radius / math.sqrt(float((pool.strength[clean] ** 2).sum()))
-        alone = mean(clean)
+        alone = pool.place(clean)
         if np.hypot(*(place - alone)) > max(_DOUBTS * error, _LEAST_PULL * radius):
             place = alone
     return float(place[0]), float(place[1])
