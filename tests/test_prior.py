@@ -106,7 +106,7 @@ def test_the_evidence_is_the_marginal_likelihood():
         fitted = torch.linalg.solve(evidence.information, evidence.projected)
         normal = torch.distributions.MultivariateNormal(torch.zeros_like(fitted), covariance)
         values.append(float(normal.log_prob(fitted)))
-    difference = evidence.value(POINT + 0.1) - evidence.value(POINT)
+    difference = evidence.at(POINT + 0.1).evidence - evidence.at(POINT).evidence
     assert difference == pytest.approx(values[1] - values[0], abs=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_derivatives_of_the_evidence_are_those_of_differences():
     x = np.append(POINT, [math.log(0.02), math.log(1.5), math.log(3.0)])
     gradient = evidence.at(x).gradient
     steps = 1e-5 * np.eye(len(x))
-    numerical = [(evidence.value(x + d) - evidence.value(x - d)) / 2e-5 for d in steps]
+    numerical = [(evidence.at(x + d).evidence - evidence.at(x - d).evidence) / 2e-5 for d in steps]
     np.testing.assert_allclose(gradient, numerical, rtol=1e-4, atol=1e-4 * abs(gradient).max())
 
 
@@ -159,7 +159,7 @@ def test_what_is_found_is_better_than_its_surroundings():
         for sign in (-0.2, 0.2):
             beside = best.copy()
             beside[i] += sign
-            assert evidence.value(beside) < evidence.value(best) + 0.5
+            assert evidence.at(beside).evidence < evidence.at(best).evidence + 0.5
     assert found.found(evidence.information, solution, evidence.kernel) is found
 
 
@@ -187,16 +187,16 @@ def test_another_search_goes_no_further_from_where_this_one_ends(seed):
     start = evidence.start()
 
     def loss(x):
-        point, away = evidence.at(x), x - start
+        point, away = evidence.at(x), x - start.x
         weak = prior_module._WEAK
         return 0.5 * weak * away @ away - point.evidence, weak * away - point.gradient
 
-    found = evidence.maximise(start, slice(0, 7))
+    found = evidence.maximise(start, slice(0, 7)).x
     other = minimize(
-        loss, found, jac=True, method="L-BFGS-B", bounds=evidence.bounds(start),
+        loss, found, jac=True, method="L-BFGS-B", bounds=evidence.bounds(start.x),
         options={"maxiter": 1000, "maxfun": 5000, "ftol": 1e-15, "gtol": 1e-7},
     )  # fmt: skip
-    assert loss(found)[0] < loss(start)[0] - 1.0
+    assert loss(found)[0] < loss(start.x)[0] - 1.0
     assert loss(found)[0] == pytest.approx(other.fun, abs=1e-7)
     np.testing.assert_allclose(found, other.x, atol=1e-3)
 
@@ -214,15 +214,15 @@ def test_the_second_component_is_for_what_a_smooth_one_cannot_do(seed, sharp):
     evidence = _Evidence(given.information, given.kernel, model.kernel)
     main = evidence.maximise(evidence.start(), slice(0, 7))
     like = evidence.maximise(
-        np.append(main, main[4:7] + prior_module._LIKE_THE_FIRST), slice(7, 10)
+        evidence.at(np.append(main.x, main.x[4:7] + prior_module._LIKE_THE_FIRST)), slice(7, 10)
     )
     both = evidence.with_second(main)
     if not sharp:
-        np.testing.assert_array_equal(both, like)
+        np.testing.assert_array_equal(both.x, like.x)
         return
-    assert evidence.value(like) == pytest.approx(evidence.value(main), abs=0.1)  # a copy
-    assert evidence.value(both) > evidence.value(like) + 5.0
-    assert math.exp(both[8]) < 1.0  # rough
+    assert like.evidence == pytest.approx(main.evidence, abs=0.1)  # a copy
+    assert both.evidence > like.evidence + 5.0
+    assert math.exp(both.x[8]) < 1.0  # rough
 
 
 def test_a_kernel_of_basis_images_is_a_change_of_variables():
@@ -335,12 +335,9 @@ def test_light_in_faint_wings_is_not_taken_off_the_scale():
         evidence = evidence_of(noisy_target, noisy_reference, DeltaKernel(17))
         start = evidence.start()
         best = evidence.together(evidence.with_second(evidence.maximise(start, slice(7))), start)
-        point = evidence.at(best)
-        root = Shapelets(best, (17, 17)).root
-        posterior = Posterior.of(evidence.information, evidence.projected, root)
-        sums = root.sum(dim=0)[:, None]
-        error = math.sqrt(float((sums * torch.cholesky_solve(sums, posterior.factor)).sum()))
-        without.append((float(point.kernel.sum()) - truth.scale) / error)
+        sums = best.root.sum(dim=0)[:, None]
+        error = math.sqrt(float((sums * torch.cholesky_solve(sums, best.posterior.factor)).sum()))
+        without.append((float(best.kernel.sum()) - truth.scale) / error)
     left, before = (float(np.sqrt(np.mean(np.square(each)))) for each in (pulls, without))
     assert before > 2.5  # errors of P, by the components alone
     assert left < 0.6 * before
@@ -360,10 +357,10 @@ def test_missed_light_is_believed_by_its_posterior():
     # By dense matrices and a quadrature over ln tau, with the components' K, S and a free shift c.
     _, noisy_reference, _, _, noisy_target, _ = winged_pair(3)
     evidence = evidence_of(noisy_target, noisy_reference, DeltaKernel(17))
-    x = evidence.with_second(evidence.maximise(evidence.start(), slice(7)))
-    missed = evidence.missed_light(x)
+    here = evidence.with_second(evidence.maximise(evidence.start(), slice(7)))
+    missed = evidence.missed_light(here)
     h, b = evidence.information.numpy(), evidence.projected.numpy()
-    covariance = dense_covariance_of(x, (17, 17))
+    covariance = dense_covariance_of(here.x, (17, 17))
     posterior = np.linalg.inv(
         np.linalg.inv(covariance + 1e-12 * covariance.max() * np.eye(289)) + h
     )
@@ -384,14 +381,14 @@ def test_missed_light_is_believed_by_its_posterior():
 
     believed = moment(1) / moment(0)
     scatter = moment(2) / moment(0) - believed**2
-    both = torch.cat([Shapelets(x, (17, 17)).root, missed.column], dim=1)
+    both = torch.cat([Shapelets(here.x, (17, 17)).root, missed.column], dim=1)
     under = Posterior.of(evidence.information, evidence.projected, both)
-    before = float(evidence.at(x).kernel.sum())
+    before = float(here.kernel.sum())
     after = float((both @ under.coefficients).sum())
     assert abs(gain) > 2.0 * math.sqrt(variance)
     assert after - before == pytest.approx(believed * gain, rel=0.02)
     assert float(missed.spread.sum()) == pytest.approx(gain * math.sqrt(scatter), rel=0.05)
-    assert missed.gain == pytest.approx(under.evidence - evidence.value(x), abs=1e-4)
+    assert missed.gain == pytest.approx(under.evidence - here.evidence, abs=1e-4)
 
 
 def dense_covariance_of(x, shape):
@@ -404,12 +401,12 @@ def test_components_are_sought_together_where_that_pays():
     evidence = evidence_of(noisy_target, noisy_reference, DeltaKernel(17))
     start = evidence.start()
     one_by_one = evidence.with_second(evidence.maximise(start, slice(7)))
-    assert evidence.value(evidence.together(one_by_one, start)) > evidence.value(one_by_one) + 5.0
+    assert evidence.together(one_by_one, start).evidence > one_by_one.evidence + 5.0
     pair = simulate_pair(13, reading="notebook")  # Gaussians
     evidence = evidence_of(pair.target, pair.reference, DeltaKernel(19))
     start = evidence.start()
     one_by_one = evidence.with_second(evidence.maximise(start, slice(7)))
-    np.testing.assert_array_equal(evidence.together(one_by_one, start), one_by_one)
+    assert evidence.together(one_by_one, start) is one_by_one
 
 
 def test_data_that_tell_nothing_of_missed_light_add_nothing():
@@ -514,8 +511,8 @@ def test_the_spread_is_that_of_kernels_of_likely_hyperparameters():
     best = prior_module._vector_of(GaussianProcessPrior().found(
         evidence.information, solution, evidence.kernel
     ))[:7]  # fmt: skip
-    best = evidence.maximise(best, slice(0, 7))
-    spread = evidence.spread(best)
+    place = evidence.maximise(evidence.at(best), slice(0, 7))
+    best, spread = place.x, evidence.spread(place)
     rng = np.random.default_rng(1)
     slopes = evidence_hessian(evidence, best)
     values, axes = np.linalg.eigh(slopes)

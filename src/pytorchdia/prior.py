@@ -39,6 +39,7 @@ from .threads import one_thread
 __all__ = ["Component", "GaussianProcessPrior", "KernelPrior", "Posterior"]
 
 FloatArray = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 _LENGTHS = (0.4, 1e4)  # bounds of l [pixels]
 _LEAST_WIDTH = 0.3  # and of s
@@ -202,8 +203,8 @@ class GaussianProcessPrior(KernelPrior):
             best = evidence.together(evidence.with_second(main), start)
             missed = evidence.missed_light(best)
             return replace(
-                _prior_of(best),
-                evidence=evidence.value(best) + missed.gain,
+                _prior_of(best.x),
+                evidence=best.evidence + missed.gain,
                 spread=torch.cat([evidence.spread(best), missed.spread], dim=1),
                 missed=missed.column,
                 noisy_reference=self.noisy_reference,
@@ -282,6 +283,12 @@ class Missed(NamedTuple):
         return cls(none, none, 0.0)
 
 
+def _inside(x: FloatArray, slope: FloatArray, low: FloatArray, high: FloatArray) -> Mask:
+    """Which of x are free to go down this slope: all but those at a bound that would leave it."""
+    inside: Mask = ~(((x <= low) & (slope > 0)) | ((x >= high) & (slope < 0)))
+    return inside
+
+
 def _updated(hessian: FloatArray, move: FloatArray, change: FloatArray) -> FloatArray:
     """A Hessian that has learnt how the gradient changed (BFGS, damped as by Powell 1978)."""
     before = hessian @ move
@@ -299,27 +306,35 @@ class _Point:
 
     Attributes
     ----------
+    x : ndarray
+        The hyperparameters.
+    root : Basis
+        F there, (n_k, r).
+    posterior : Posterior, optional
+        None far beyond what the data allow.
     evidence : float
-        Minus infinity far beyond what the data allow.
+        Minus infinity there.
     gradient : ndarray
         Its derivatives by the hyperparameters.
     kernel : Params
         The most probable kernel, (n_k,).
+    left : Params
+        What it leaves of the projected data, (n_k,).
     """
 
     def __init__(self, x: FloatArray, kernel: KernelModel, information: Matrix, projected: Params):
         self.x, self._information = x, information
         self._shapelets = Shapelets(x, kernel.shape)
-        root = self._shapelets.root
-        self._posterior = Posterior.of(information, projected, root)
-        if self._posterior is None:
+        self.root = self._shapelets.root
+        self.posterior = Posterior.of(information, projected, self.root)
+        if self.posterior is None:
             self.evidence, self.gradient = -math.inf, np.zeros_like(x)
-            self.kernel = torch.zeros_like(projected)
+            self.kernel, self.left = torch.zeros_like(projected), projected
             return
-        coefficients, product, factor, self.evidence = self._posterior
-        self.kernel = root @ coefficients
-        self._left = projected - product @ coefficients
-        slope = torch.outer(coefficients, self._left)
+        coefficients, product, factor, self.evidence = self.posterior
+        self.kernel = self.root @ coefficients
+        self.left = projected - product @ coefficients
+        slope = torch.outer(coefficients, self.left)
         slope -= torch.cholesky_solve(product.T, factor)
         self.gradient = self._shapelets.gradient(slope.numpy())
 
@@ -330,13 +345,17 @@ class _Point:
         (Gilmour, Thompson & Cullis 1995); with V the covariance of the fitted kernel and V_i its
         derivatives, half of r' V_i V^-1 V_j r, where r = V^-1 K is what the prior leaves over.
         """
-        assert self._posterior is not None
-        moves = torch.from_numpy(self._shapelets.moves(self._left.numpy()))
-        across = moves @ self._posterior.product
+        assert self.posterior is not None
+        moves = torch.from_numpy(self._shapelets.moves(self.left.numpy()))
+        across = moves @ self.posterior.product
         seen = moves @ self._information @ moves.T
-        seen -= across @ torch.cholesky_solve(across.T, self._posterior.factor)
+        seen -= across @ torch.cholesky_solve(across.T, self.posterior.factor)
         half: FloatArray = 0.25 * (seen + seen.T).numpy()
         return half
+
+
+def _height(point: _Point) -> float:
+    return point.evidence
 
 
 class _Evidence:
@@ -359,14 +378,8 @@ class _Evidence:
         """The evidence at these hyperparameters."""
         return _Point(x, self.kernel, self.information, self.projected)
 
-    def value(self, x: FloatArray) -> float:
-        """The evidence; minus infinity far beyond what the data allow."""
-        return self.at(x).evidence
-
-    def maximise(
-        self, start: FloatArray, free: slice, around: FloatArray | None = None
-    ) -> FloatArray:
-        """The best hyperparameters, those that are not ``free`` left as they are.
+    def maximise(self, start: _Point, free: slice, around: FloatArray | None = None) -> _Point:
+        """The best place, with the hyperparameters that are not ``free`` left as they are.
 
         Bounds are those about ``around``, or about the start.
 
@@ -375,8 +388,8 @@ class _Evidence:
         kept and learns from the gradients (BFGS), until what a step would bring is lost in
         rounding. All within bounds.
         """
-        low, high = np.array(self.bounds(start if around is None else around)[free]).T
-        at_start = start[free]
+        low, high = np.array(self.bounds(start.x if around is None else around)[free]).T
+        at_start = start.x[free]
         pull = _WEAK * np.eye(len(at_start))
 
         def loss(point: _Point) -> float:
@@ -386,7 +399,7 @@ class _Evidence:
         def slope(point: _Point) -> FloatArray:
             return _WEAK * (point.x[free] - at_start) - point.gradient[free]
 
-        here = self.at(start)
+        here = start
         value, gradient, far = loss(here), slope(here), True
         if not math.isfinite(value):
             return start
@@ -394,7 +407,7 @@ class _Evidence:
             x = here.x[free]
             if far and number < _FAR_STEPS:
                 hessian = here.curvature()[free, free] + pull
-            inside = ~(((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0)))
+            inside = _inside(x, gradient, low, high)
             step = np.zeros_like(x)
             step[inside] = -np.linalg.solve(hessian[np.ix_(inside, inside)], gradient[inside])
             lost = _ROUNDING * abs(value)
@@ -402,7 +415,7 @@ class _Evidence:
                 break
             step *= min(1.0, _LONGEST / np.abs(step).max())
             for _ in range(_HALVINGS):
-                there = start.copy()
+                there = start.x.copy()
                 there[free] = np.clip(x + step, low, high)
                 move = there[free] - x
                 after, expected = self.at(there), float(gradient @ move)
@@ -420,45 +433,47 @@ class _Evidence:
             hessian = _updated(hessian, move, its_gradient - gradient)
             far = far and np.abs(move).max() > _NEAR
             here, value, gradient = after, its_value, its_gradient
-        return here.x
+        return here
 
-    def with_second(self, main: FloatArray) -> FloatArray:
-        """The hyperparameters of one component, and the best ones found for a second beside it.
+    def with_second(self, main: _Point) -> _Point:
+        """The place of one component, and the best one found for a second beside it.
 
         Started like the first, it ends as a copy of it where the data are for something that no
         smooth kernel can do: stars so sharp that their pixels miss some of their form. A faint and
         rough start is tried as well where it is better from the outset than no second component.
         """
-        log_a, _, log_s = main[4:7]
-        best = self.maximise(np.append(main, main[4:7] + _LIKE_THE_FIRST), slice(7, 10))
-        wide = max(log_s + _WIDER, _WIDE)
-        rough = [np.append(main, [log_a - less, _ROUGH, wide]) for less in _FAINTER]
-        heights = [self.value(x) for x in rough]
-        if max(heights) < self.value(main) + _HIGHER:
-            return best
-        start = rough[int(np.argmax(heights))]
-        return max(best, self.maximise(start, slice(7, 10)), key=self.value)
+        log_a, _, log_s = main.x[4:7]
 
-    def together(self, x: FloatArray, start: FloatArray) -> FloatArray:
+        def beside(second: list[float] | FloatArray) -> _Point:
+            return self.at(np.append(main.x, second))
+
+        best = self.maximise(beside(main.x[4:7] + _LIKE_THE_FIRST), slice(7, 10))
+        wide = max(log_s + _WIDER, _WIDE)
+        rough = [beside([log_a - less, _ROUGH, wide]) for less in _FAINTER]
+        start = max(rough, key=_height)
+        if start.evidence < main.evidence + _HIGHER:
+            return best
+        return max(best, self.maximise(start, slice(7, 10)), key=_height)
+
+    def together(self, here: _Point, start: _Point) -> _Point:
         """All hyperparameters sought at once from here, if a Newton step promises enough of it.
 
         One after the other the components of a PSF with wings share its core badly. Where each is
         one Gaussian there is nothing to gain but time. A component that has grown to its bound
         about ``start``, where the search began, is not determined by the data, and would go on.
         """
-        here = self.at(x)
-        around = x.copy()
-        around[4::3] = np.clip(start[4], x[4::3] - _AMPLITUDES[1], x[4::3] - _AMPLITUDES[0])
+        x, around = here.x, here.x.copy()
+        around[4::3] = np.clip(start.x[4], x[4::3] - _AMPLITUDES[1], x[4::3] - _AMPLITUDES[0])
         low, high = np.array(self.bounds(around)).T
         if not math.isfinite(here.evidence) or (x[4::3] >= high[4::3]).any():
-            return x
-        gradient = here.gradient
-        inside = ~(((x <= low) & (gradient < 0)) | ((x >= high) & (gradient > 0)))
+            return here
+        inside = _inside(x, -here.gradient, low, high)
+        gradient = here.gradient[inside]
         hessian = (here.curvature() + _WEAK * np.eye(len(x)))[np.ix_(inside, inside)]
-        promised = 0.5 * float(gradient[inside] @ np.linalg.solve(hessian, gradient[inside]))
-        return self.maximise(x, slice(0, len(x)), around) if promised > _TOGETHER else x
+        promised = 0.5 * float(gradient @ np.linalg.solve(hessian, gradient))
+        return self.maximise(here, slice(0, len(x)), around) if promised > _TOGETHER else here
 
-    def missed_light(self, x: FloatArray) -> Missed:
+    def missed_light(self, here: _Point) -> Missed:
         """What the components may miss of the light, as the data say.
 
         Faint wings are seen in P and in little else. They move the kernel along v, as the P of any
@@ -468,24 +483,21 @@ class _Evidence:
         bounds, shares of P. The share tau^2 / (tau^2 + d) of D that is believed has a mean and a
         variance: the column makes the mean of it, and the spread holds the variance.
         """
-        root = Shapelets(x, self.kernel.shape).root
+        posterior, nothing = here.posterior, Missed.nothing(len(here.root))
         broad = Shapelets(self._broad(1.0), self.kernel.shape).root
-        posterior, free = (
-            Posterior.of(self.information, self.projected, each) for each in (root, broad)
-        )
+        free = Posterior.of(self.information, self.projected, broad)
         if posterior is None or free is None:
-            return Missed.nothing(len(root))
+            return nothing
         sums = broad.sum(dim=0)[:, None]
         along = broad @ torch.cholesky_solve(sums, free.factor)  # v
         # What is left of v when the components move as well.
         answer = torch.cholesky_solve(posterior.product.T @ along, posterior.factor)
-        moved = along - root @ answer
+        moved = along - here.root @ answer
         precise = float((along * (self.information @ moved)).sum())
         gained = float(moved.sum())
         if not (precise > 0 and abs(gained) > 0):
-            return Missed.nothing(len(root))
-        left = self.projected - posterior.product @ posterior.coefficients
-        missing = float(along[:, 0] @ left) * gained / precise  # D
+            return nothing
+        missing = float(along[:, 0] @ here.left) * gained / precise  # D
         variance = gained**2 / precise  # d
         shares = np.geomspace(_LEAST_MISSED, _MOST_MISSED, _SCALES)
         taus = (shares * self.scale) ** 2
@@ -501,7 +513,7 @@ class _Evidence:
             0.5 * mean * missing**2 / variance + 0.5 * math.log1p(-mean),
         )
 
-    def spread(self, x: FloatArray) -> Basis:
+    def spread(self, here: _Point) -> Basis:
         """J of :class:`GaussianProcessPrior`: how the kernel moves as the hyperparameters may.
 
         Their covariance is the inverse of minus the second derivatives of ln evidence at its
@@ -510,7 +522,7 @@ class _Evidence:
         no curvature is believed to be less, as it seems where a hyperparameter lies at a bound or
         the kernel is not of the prior's form. So J' H J <= 1.
         """
-        here = self.at(x)
+        x = here.x
         ahead = [self.at(x + step) for step in _STEP * np.eye(len(x))]
         curvature = np.array([here.gradient - there.gradient for there in ahead]) / _STEP
         curvature = 0.5 * (curvature + curvature.T) + _WEAK * np.eye(len(x))
@@ -537,16 +549,17 @@ class _Evidence:
             ]
         return bounds
 
-    def start(self) -> FloatArray:
+    def start(self) -> _Point:
         """Centre, shape and size from the moments of the kernel under a broad prior."""
         broad = self._broad(0.4)
-        kernel = self.at(broad).kernel.reshape(self.kernel.shape).numpy()
+        smooth = self.at(broad)
+        kernel = smooth.kernel.reshape(self.kernel.shape).numpy()
         kernel = kernel * np.sign(kernel.flat[np.argmax(np.abs(kernel))])
         weight = np.maximum(kernel - 0.2 * kernel.max(), 0.0)
         y, x = (np.arange(n) - n // 2 for n in kernel.shape)
         total = weight.sum()
         if not total > 0:  # the data say nothing
-            return broad
+            return smooth
         x0, y0 = (weight @ x).sum() / total, (y @ weight).sum() / total
         dx, dy = x - x0, (y - y0)[:, None]
         xx, yy, xy = ((weight * q).sum() / total for q in (dx**2, dy**2, dx * dy))
@@ -554,10 +567,10 @@ class _Evidence:
         values = np.maximum(values, 0.25)
         logs = axes @ np.diag(-np.log(values)) @ axes.T  # of the metric, which is the inverse
         size = math.sqrt(math.sqrt(values[0] * values[1]))
-        return np.array([
+        return self.at(np.array([
             x0, y0, 0.5 * (logs[0, 0] - logs[1, 1]), logs[0, 1],
             math.log(kernel.max()), math.log(2.0 * size), math.log(size),
-        ])  # fmt: skip
+        ]))  # fmt: skip
 
     def _broad(self, share: float) -> FloatArray:
         """Hyperparameters of a smooth kernel as wide as this share of half the box."""
