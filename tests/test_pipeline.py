@@ -158,6 +158,31 @@ def test_steps_can_be_done_one_by_one_with_the_same_result(finished: Path, tmp_p
     assert products(folder / "run") == products(finished / "run")
 
 
+def _changes_one_beside_the_reference(season: Path) -> list[bool]:
+    table = read_frames(season / "run")
+    row = table[~table["in_reference"]][0]
+    with fits.open(season / row["file"], mode="update") as frame:
+        frame[0].data[5, 5] += 1
+    return list(table["name"] == row["name"])
+
+
+@pytest.mark.parametrize("changed", ["subtract", "one frame"])
+def test_the_table_holds_nothing_of_old_differences(season: Path, changed: str) -> None:
+    config = season / "config.toml"
+    assert statuses(reduce(config, until="register")) == {f"frame{i:03d}": "done" for i in range(6)}
+    assert np.isfinite(read_frames(season / "run")["scale"]).all()
+    if changed == "subtract":
+        config.write_text(config.read_text().replace("kernel = 9", "kernel = 11"))
+        old = [True] * 6
+    else:
+        old = _changes_one_beside_the_reference(season)
+    reduce(config, until="register")
+    table = read_frames(season / "run")
+    assert list(table["status"] == "to do") == old
+    assert list(np.ma.getmaskarray(table["scale"])) == old
+    assert list(table["step"] == "register") == old
+
+
 def test_a_flat_field_enters_the_noise(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("run"))

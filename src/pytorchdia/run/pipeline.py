@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +155,7 @@ class _Season:
         self._dry_run, self._only = dry_run, only
         self._planned: list[tuple[str, int, int]] = []
         self._states: dict[str, dict[str, State]] = {}
+        self._seen: dict[str, dict[str, State]] = {}
         self._grades: dict[str, Grade] = {}
         self._used: list[str] = []
         self._troubles: list[State] = []
@@ -165,12 +167,15 @@ class _Season:
             self._register, self._make_reference, self._subtract, self._measure_fluxes,
             self._report,
         )  # fmt: skip
-        try:
+        with suppress(_PlanEnds):
             for do in work[: end + 1]:
                 do()
-        except _PlanEnds:
-            pass
-        return RunSummary(self.run, self._rows(), tuple(self._planned), tuple(self._troubles))
+        planned = tuple(self._planned)
+        self._dry_run = True  # of what comes after: is it of a run before, and still good?
+        with suppress(_PlanEnds, InputError):
+            for do in work[end + 1 : STEPS.index("photometry") + 1]:
+                do()
+        return RunSummary(self.run, self._rows(), planned, tuple(self._troubles))
 
     def write_table(self) -> None:
         """The table of frames; what is known so far."""
@@ -347,9 +352,11 @@ class _Season:
         to_do = [unit for unit in units if not is_done(self.run, unit, known[unit.name])]
         missing = {unit.name for unit in to_do}
         states = {n: s for n, s in known.items() if s is not None and n not in missing}
-        self._states[step] = _done(states)
+        self._states[step], self._seen[step] = _done(states), states
         self._planned.append((step, len(states), len(to_do)))
         if self._dry_run:
+            if to_do and step == "reference":
+                self._seen |= {"subtract": {}, "photometry": {}}  # none is of the next one
             if to_do:
                 raise _PlanEnds
             return self._states[step]
@@ -499,12 +506,18 @@ class _Season:
         states = (State.read(self.run, step, source.name) for source in self.sources)
         return [state for state in states if state is not None]
 
+    def _state_of(self, step: str, name: str) -> State | None:
+        """Of a frame, if it is still good; of steps not reached, as the last run left it."""
+        if step in self._seen:
+            return self._seen[step].get(name)
+        return State.read(self.run, step, name)
+
     def _rows(self) -> tuple[FrameRow, ...]:
         steps = ("measure", "register", "subtract", "photometry")
         return tuple(
             FrameRow.of(
                 source.name, str(os.path.relpath(source.path, self.settings.base)),
-                {step: State.read(self.run, step, source.name) for step in steps},
+                {step: self._state_of(step, source.name) for step in steps},
                 self._grades.get(source.name), source.name in self._used,
             )
             for source in self.sources
