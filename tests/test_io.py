@@ -27,6 +27,7 @@ import pytorchdia as dia
 from pytorchdia.errors import InputError, ReadError, ShapeError
 from pytorchdia.frame import Flag
 from pytorchdia.headers import Keywords
+from pytorchdia.io import read_mask, read_plane
 
 from .conftest import SHAPE, make_pair
 
@@ -274,6 +275,25 @@ def chips(n, mask_vers=(None,), shape=SHAPE):
         hdus += [fits.ImageHDU(mask, name="mask", ver=ver)]
         hdus += [fits.ImageHDU(np.full(shape, 2.0), name="VARIANCE", ver=ver)]
     return fits.HDUList(hdus)
+
+
+def test_an_auxiliary_file_gives_the_image_of_the_chip(tmp_path):
+    planes = [np.full(SHAPE, float(i)) for i in (1, 2)]
+    hdus = [fits.ImageHDU(plane, name=f"CCD{i}") for i, plane in enumerate(planes, 1)]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(tmp_path / "flats.fits")
+    for chip, level in (("CCD2", 2.0), (2, 2.0), ("CCD1", 1.0), (None, 1.0)):
+        assert (read_plane(tmp_path / "flats.fits", chip) == level).all()
+    bad = np.zeros(SHAPE, np.uint8)
+    bad[1, 2] = 1
+    masks = [fits.ImageHDU(plane, name=f"CCD{i}") for i, plane in enumerate((0 * bad, bad), 1)]
+    fits.HDUList([fits.PrimaryHDU(), *masks]).writeto(tmp_path / "masks.fits")
+    assert np.argwhere(read_mask(tmp_path / "masks.fits", chip="CCD2")).tolist() == [[1, 2]]
+    for chip in ("CCD3", 3):
+        with pytest.raises(ReadError, match=r"2 chips \(CCD1, CCD2\) and none of.*3.* alone"):
+            read_mask(tmp_path / "masks.fits", chip=chip)
+    fits.PrimaryHDU(bad).writeto(tmp_path / "one.fits")
+    for chip in ("CCD2", 2, 0):
+        assert np.argwhere(read_mask(tmp_path / "one.fits", chip=chip)).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("hdu", [1, "CCD1"])

@@ -655,9 +655,18 @@ def test_the_chips_of_a_mosaic_are_reduced_by_one_command(tmp_path: Path, run_cl
     assert made.code == 0
     configs = [tmp_path / f"config_{chip}.toml" for chip in "AB"]
     assert f"pytorchdia reduce {configs[0]} {configs[1]}" in made.err
+    bad = np.zeros((2, 96, 96), np.uint8)
+    bad[0, 7, 5] = bad[1, 5, 6:9] = 1
+    images = [fits.ImageHDU(mask, name=name) for mask, name in zip(bad, "AB", strict=True)]
+    fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / "bad.image")
+    for config in configs:
+        config.write_text(config.read_text().replace("[frames]", '[frames]\nmask = "bad.image"'))
     outcome = run_cli("reduce", *configs, "--workers", 1)
     assert outcome.code == 0, outcome.err
     assert f"{tmp_path / 'run_B'} (2 of 2)" in outcome.err
+    for chip, n_bad in (("A", 1), ("B", 3)):
+        masked = read_frames(tmp_path / f"run_{chip}")["masked_share"]
+        assert masked == pytest.approx(np.full(4, n_bad / 96**2))
     a, b = (LightCurves(tmp_path / f"run_{chip}") for chip in "AB")
     star, mirrored = a.at(*VARIABLE), b.at(*VARIABLE[::-1])
     assert len(star) == len(mirrored) == 4

@@ -128,14 +128,29 @@ def as_frame(
     return frame
 
 
-def read_plane(path: str | Path) -> NDArray[np.float64]:
-    """An auxiliary image (variance, flat-field), (h, w), with NaN at its bad pixels."""
-    frame = as_frame(path, saturation=math.inf)
+def read_plane(path: str | Path, chip: int | str | None = None) -> NDArray[np.float64]:
+    """An auxiliary image (variance, flat-field), (h, w), with NaN at its bad pixels.
+
+    Parameters
+    ----------
+    path : str or Path
+    chip : int or str, optional
+        The HDU of the frames that it belongs to: of a file with an image for each chip, the one
+        that is called so is taken; that of a file with one image in any case.
+
+    Raises
+    ------
+    ReadError
+        The file cannot be read as an image, or holds several and none for this chip.
+    """
+    frame = as_frame(path, hdu=_hdu_of_chip(path, chip), saturation=math.inf)
     plane: NDArray[np.float64] = np.where(frame.mask.numpy(), np.nan, frame.data.numpy())
     return plane
 
 
-def read_mask(path: str | Path, bits: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+def read_mask(
+    path: str | Path, bits: tuple[int, ...] = (), chip: int | str | None = None
+) -> NDArray[np.bool_]:
     """A mask from a file of its own, (h, w), True = ignore.
 
     Parameters
@@ -143,9 +158,36 @@ def read_mask(path: str | Path, bits: tuple[int, ...] = ()) -> NDArray[np.bool_]
     path : str or Path
     bits : tuple of int
         The bits, from 0 on, that make a pixel bad; empty: those that the header tells, or any.
+    chip : int or str, optional
+        As in :func:`read_plane`.
+
+    Raises
+    ------
+    ReadError
+        As :func:`read_plane`.
     """
-    frame = as_frame(path, saturation=math.inf)
+    frame = as_frame(path, hdu=_hdu_of_chip(path, chip), saturation=math.inf)
     return bad_pixels(np.where(frame.mask.numpy(), np.nan, frame.data.numpy()), frame.meta, bits)
+
+
+def _hdu_of_chip(path: str | Path, chip: int | str | None) -> int | str | None:
+    """Where the image of this chip lies in an auxiliary file; None for its first image."""
+    if chip is None:
+        return None
+    chips = chips_of(path)
+    if isinstance(chip, int) and len(chips) < 2:  # its only image may have any number
+        return None
+    try:
+        read_header(path, chip)
+    except ReadError as error:
+        if len(chips) < 2:
+            return None
+        raise ReadError(
+            f"{path} has images of {len(chips)} chips ({', '.join(map(str, chips))}) and none of "
+            f"{chip!r}, which the frames are of. Name them alike, or give a file with this chip's "
+            "image alone."
+        ) from error
+    return chip
 
 
 def stem(path: str | Path) -> str:

@@ -134,7 +134,8 @@ def registered(
     flat_file = settings.path(settings.frames.flat)
     if flat_file is None:
         return apply_registration(frame, registration, shape, wcs), None
-    frame, flat = _fit_for_use(frame, _cached_plane(flat_file, _stamp(flat_file)))
+    flat = _cached_plane(flat_file, settings.frames.hdu, _stamp(flat_file))
+    frame, flat = _fit_for_use(frame, flat)
     if registration.how == "shift" and frame.variance is None:
         moved = apply_registration(frame, registration, shape, wcs)
         light = Frame(torch.from_numpy(flat), torch.zeros_like(frame.flags))
@@ -179,11 +180,11 @@ def load(source: Source, settings: Settings) -> Frame:
         )  # fmt: skip
         return replace(frame, name=source.name)
     camera, mask = settings.camera, settings.path(settings.frames.mask)
-    bits = settings.keywords.mask_bits
+    bits, hdu = settings.keywords.mask_bits, settings.frames.hdu
     frame = as_frame(
-        source.path, hdu=settings.frames.hdu, gain=camera.gain, read_noise=camera.read_noise,
+        source.path, hdu=hdu, gain=camera.gain, read_noise=camera.read_noise,
         saturation=camera.saturation, keywords=keywords_of(settings),
-        mask=None if mask is None else _cached_mask(mask, bits, _stamp(mask)),
+        mask=None if mask is None else _cached_mask(mask, bits, hdu, _stamp(mask)),
     )  # fmt: skip
     frame = replace(frame, name=source.name)
     return without_bad_lines(frame) if settings.frames.bad_lines else frame
@@ -255,10 +256,12 @@ def _reference(run: Path, *stamps: tuple[int, int]) -> RunReference:
 
 
 @lru_cache(maxsize=1)
-def _cached_plane(path: Path, stamp: tuple[int, int]) -> FloatArray:
-    return read_plane(path)
+def _cached_plane(path: Path, chip: int | str | None, stamp: tuple[int, int]) -> FloatArray:
+    return read_plane(path, chip)
 
 
 @lru_cache(maxsize=1)
-def _cached_mask(path: Path, bits: tuple[int, ...], stamp: tuple[int, int]) -> BoolArray:
-    return read_mask(path, bits)
+def _cached_mask(
+    path: Path, bits: tuple[int, ...], chip: int | str | None, stamp: tuple[int, int]
+) -> BoolArray:
+    return read_mask(path, bits, chip)
