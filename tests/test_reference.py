@@ -16,6 +16,7 @@ from pytorchdia.preparation.reference import make_reference
 from pytorchdia.preparation.register import Registration
 from pytorchdia.preparation.resample import apply_registration
 from pytorchdia.preparation.star_detection import detect_stars, star_shapes
+from pytorchdia.preparation.trails import trails
 from pytorchdia.simulate import Stars, render_gaussian
 
 SHAPE = (220, 240)
@@ -145,6 +146,68 @@ def test_what_crosses_a_star_is_no_change_of_the_star(spoil):
     assert use.sum() >= 2
     error = (combined.data - clipped.data).numpy()[use]
     assert (np.abs(error) < 5 * np.sqrt(combined.variance.numpy())[use]).all()
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6, math.pi / 2, 2.2])
+def test_a_trail_is_followed_across_the_stars_that_hide_it(angle):
+    """It is as bright as what another seeing does to bright stars, three of which it crosses."""
+    far = np.array([-60.0, 0.0, 45.0])
+    hit = Stars(120.3 + far * math.cos(angle), 110.2 + far * math.sin(angle), np.full(3, 4e4))
+    y, x = np.indices(SHAPE)
+    beside = (x - 120.0) * math.sin(angle) - (y - 110.0) * math.cos(angle)
+    light = 700.0 * np.exp(-0.5 * (beside / 2.5) ** 2)
+
+    def sky(seed, phi, trail):
+        def add(image):
+            image += render_gaussian(hit, SHAPE, phi) + trail
+
+        return frame(seed, phi=phi, spoil=add)
+
+    phis = (1.4, 1.55, 1.5, 1.45)
+    good = [sky(seed, phi, 0.0) for seed, phi in enumerate(phis)]
+    spoilt, right = combine([good[0], sky(1, phis[1], light), *good[2:]]), combine(good)
+    off = np.abs((spoilt.data - right.data).numpy())
+    on_stars = (light > 400.0) & (render_gaussian(hit, SHAPE, 1.5) > 300.0)
+    assert on_stars.sum() > 50
+    # One of four frames, each of another seeing, is left out; its trail would add 100 to 180.
+    assert off[on_stars].mean() < 40.0
+    error = off / np.sqrt(right.variance.numpy())
+    assert error[(light > 1.0) & (right.data.numpy() < 530.0)].mean() < 1.0
+    assert (error[light < 1e-3] < 0.1).mean() > 0.99  # the scale of the frame moves a little
+
+
+def rows_of(*pixels):
+    image = np.zeros((100, 120), dtype=bool)
+    for rows, columns in pixels:
+        image[rows, columns] = True
+    return image
+
+
+def test_the_pixels_of_a_trail():
+    whole = rows_of((slice(48, 53), slice(0, 120)))
+    pieces = rows_of((slice(48, 53), slice(10, 50)), (slice(49, 52), slice(62, 100)))
+    found = trails(pieces, 3.1)
+    assert (found | ~whole).all()  # to both edges: what is left is no longer than the gap
+    assert found.sum() <= 120 * 10  # half a FWHM and half a pixel on either side
+    short = rows_of((slice(48, 53), slice(10, 50)), (slice(49, 52), slice(80, 88)))
+    ends = np.flatnonzero(trails(short, 3.1).any(axis=0))
+    assert ends[0] == 0
+    assert 50 <= ends[-1] < 60  # 30 pixels are too far to go on
+    assert np.array_equal(trails(pieces.T, 3.1), found.T)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        [(slice(40, 60), slice(40, 62))],  # a star
+        [(slice(20, 80), slice(20, 50))],  # broad
+        [(slice(50, 52), slice(20, 80)), (slice(20, 80), slice(50, 52))],  # the spikes of a star
+        [(50, slice(10, 30))],  # a cosmic ray, shorter than 10 FWHM
+    ],
+)
+def test_what_is_no_trail(pixels):
+    assert not trails(rows_of(*pixels), 3.0).any()
+    assert not trails(rows_of(), 3.0).any()
 
 
 def test_pixels_of_no_frame_are_flagged_and_those_of_one_are_filled():

@@ -18,6 +18,7 @@ from ..measure import default_noise
 from ..noise import NoiseModel
 from .outliers import beyond_the_limit, changed_stars, lower_median
 from .star_detection import DetectedStars, detect_stars, star_shapes
+from .trails import trails
 
 __all__ = ["Scaling", "combine", "measure_scaling"]
 
@@ -114,7 +115,8 @@ def combine(frames: Sequence[Frame], *, reject: bool = True, name: str = "refere
     more than 5 standard deviations plus 0.7 times the steepest step to its neighbours plus half of
     the light there: stars of another seeing stay, cosmic rays go. Outliers that together look like
     a star which has changed (:func:`~.outliers.changed_stars`) stay as well: its mean is that of
-    the frames, its image whole. Of two frames the lower one is believed.
+    the frames, its image whole. Trails go whole (:func:`~.trails.trails`), also where they cross
+    stars. Of two frames the lower one is believed.
 
     Parameters
     ----------
@@ -256,7 +258,7 @@ def _average(
     median, rejected = _median_and_outliers(frames, scalings, noises, fwhm is not None)
     if fwhm is not None:
         for each in zip(frames, scalings, weights, rejected, strict=True):
-            _keep_changed_stars(*each, median, fwhm)
+            _stars_and_trails(*each, median, fwhm)
     for rows in strips(shape[0], 128):
         cut = [_cut(f, rows) for f in frames]
         values, good = _scaled(cut, scalings)
@@ -295,7 +297,7 @@ def _median_and_outliers(
     return median, outlying
 
 
-def _keep_changed_stars(
+def _stars_and_trails(
     frame: Frame,
     scaling: Scaling,
     weight: float,
@@ -303,10 +305,13 @@ def _keep_changed_stars(
     median: FloatArray,
     fwhm: float,
 ) -> None:
-    """Take the stars that have changed out of the outliers of a frame, in place."""
+    """Take the stars that have changed out of the outliers of a frame, and whole trails in."""
     if outlying.any():
-        excess = np.where(frame.mask.numpy(), 0.0, _on_scale(frame, scaling) - median)
+        good = ~frame.mask.numpy()
+        crossed = trails(outlying, fwhm) & good
+        excess = np.where(good, _on_scale(frame, scaling) - median, 0.0)
         outlying &= ~changed_stars(outlying, excess, median, 1.0 / math.sqrt(weight), fwhm)
+        outlying |= crossed
 
 
 def _on_scale(frame: Frame, scaling: Scaling) -> FloatArray:
