@@ -28,6 +28,7 @@ from pytorchdia.errors import (
     TooFewPixelsError,
 )
 from pytorchdia.simulate import simulate_pair
+from pytorchdia.subtraction import with_error
 
 NOISE = CCDNoise(5.0)
 QUIET = FixedVariance(1e-12)
@@ -293,3 +294,20 @@ def test_public_names():
     ]  # fmt: skip
     for name in pytorchdia.__all__:
         assert getattr(pytorchdia, name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.796938, 0.00149, "0.7969 ± 0.0015"),
+        (0.796938, 0.000996, "0.7969 ± 0.0010"),
+        (-12.3456, 0.5, "-12.35 ± 0.50"),
+        (1234.5, 27.4, "1234 ± 27"),
+        (1234567.0, 2740.0, "1234567 ± 2.7e+03"),
+        (1.0, 0.0, "1 ± 0"),
+        (0.7969387, float("nan"), "0.796939 ± nan"),
+        (1.5e-20, 2e-21, "1.5e-20 ± 2e-21"),
+    ],
+)
+def test_a_value_has_as_many_places_as_two_digits_of_its_error(value, error, text):
+    assert with_error(value, error) == text

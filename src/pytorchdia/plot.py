@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .product import check_writable, replacing
+from .subtraction import with_error
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -81,7 +82,7 @@ def _kernel(figure: Figure, axes: Any, result: Subtraction) -> None:
                         extent=extent, interpolation="nearest")  # fmt: skip
     figure.colorbar(image, ax=axes, shrink=0.85, label="K")
     axes.set(
-        title=f"Kernel, P = {result.scale:.5g} ± {result.scale_error:.1g}",
+        title=f"Kernel, P = {with_error(result.scale, result.scale_error)}",
         xlabel="m (along x)",
         ylabel="l (along y)",
     )
@@ -110,8 +111,8 @@ def _text(axes: Any, result: Subtraction) -> None:
         f"target       {result.settings['target']}",
         f"reference    {result.settings['reference']}",
         f"status       {result.status.name.lower()}, {d.steps} steps",
-        f"P            {result.scale:.6g} ± {result.scale_error:.2g}",
-        f"B_0          {b.coefficients[0]:.6g} ± {b.errors[0]:.2g}",
+        f"P            {with_error(result.scale, result.scale_error)}",
+        f"B_0          {with_error(b.coefficients[0], b.errors[0])}",
         f"kernel       {result.kernel.shape[0]} x {result.kernel.shape[1]}",
         f"pixels used  {d.n_pixels}",
         f"chi2 / dof   {d.reduced_chi_square:.3f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +19,19 @@ from .errors import Finding, Status
 if TYPE_CHECKING:
     from astropy.nddata import CCDData
 
-__all__ = ["Background", "Diagnostics", "Subtraction", "SubtractionStack"]
+__all__ = ["Background", "Diagnostics", "Subtraction", "SubtractionStack", "with_error"]
 
 FloatImage = NDArray[np.floating[Any]]
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its 1-sigma error for people: two digits of the error, and as many places."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0.0):
+        return f"{value:.6g} ± {error:.2g}"
+    places = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    if not 0 <= places <= 12:
+        return f"{value:.7g} ± {error:.2g}"
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 @dataclass(frozen=True)

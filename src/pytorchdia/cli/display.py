@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ..run.state import finite
+from ..subtraction import with_error
 
 if TYPE_CHECKING:
     from ..frame import Frame
@@ -175,9 +176,9 @@ def _settings_rows(result: Subtraction) -> Iterable[tuple[str, str]]:
 def _result_rows(result: Subtraction) -> Iterable[tuple[str, str]]:
     d, b = result.diagnostics, result.background
     yield "status", result.status.value
-    yield "P", f"{result.scale:.7g} ± {result.scale_error:.2g}"
+    yield "P", with_error(result.scale, result.scale_error)
     for (m, n), value, error in zip(b.exponents, b.coefficients, b.errors, strict=True):
-        yield f"background, x^{m} y^{n}", f"{value:.6g} ± {error:.2g} ADU"
+        yield f"background, x^{m} y^{n}", f"{with_error(value, error)} ADU"
     yield "pixels used", f"{d.n_pixels} of {result.mask.size}"
     yield "loss, steps", f"{d.loss:.4f}, {d.steps}"
     yield "reduced chi-square", f"{d.reduced_chi_square:.4f}"
