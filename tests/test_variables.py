@@ -16,6 +16,7 @@ from pytorchdia.changes.candidates import (
 )
 from pytorchdia.changes.detections import (
     DetectionFlag,
+    Detections,
     filter_difference,
     find_in_difference,
     systematic_share,
@@ -351,6 +352,24 @@ def test_detections_of_a_season_are_merged_named_and_ranked() -> None:
     assert len(doubtful) >= 1
     assert all(np.hypot(c.x - 70, c.y - 20) < 5 for c in doubtful)
     assert len(rest) - len(doubtful) <= 1
+
+
+def detection(x: float, significance: float, flags: int = 0) -> Detections:
+    one = np.ones(1)
+    return Detections(
+        x * one, 50.0 * one, significance * one, one, significance * one, np.array([flags])
+    )
+
+
+def test_a_star_is_one_candidate_though_a_spoilt_epoch_divides_its_detections() -> None:
+    """The spoilt one takes some of them and the stack; without these it lies where the rest do."""
+    spoilt = detection(52.0, 100.0, int(DetectionFlag.NEAR_BAD_PIXELS))
+    epochs = [spoilt, detection(50.05, 80.0), detection(49.95, 60.0)]
+    stack = detection(53.9, 90.0)
+    (found,) = merge_detections(epochs, stack, catalogue_of([50.0], [50.0]), fwhm=4.0, shape=SHAPE)
+    assert (found.x, found.y) == pytest.approx((50.0, 50.0), abs=0.1)
+    assert found.epochs == (0, 1, 2)
+    assert found.in_stack
 
 
 def test_nothing_found_is_an_empty_list() -> None:

@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -241,27 +242,60 @@ class _Pool:
                 groups.append(members)
         return self._joined(groups, radius)
 
-    def place(self, members: NDArray[np.int64]) -> FloatArray:
-        """(x, y): the mean of these detections, weighted by their significance."""
-        where = np.column_stack([self.x[members], self.y[members]])
-        place: FloatArray = np.average(where, axis=0, weights=self.strength[members] ** 2)
+    def told_by(self, group: NDArray[np.int64]) -> _Witnesses:
+        """Which detections of a group tell what and where the source is."""
+        from_stack = np.isin(self.epoch[group], [] if self.stack is None else [self.stack])
+        seen, stacked = group[~from_stack], group[from_stack]
+        clean = seen[self.flags[seen] == 0]
+        believed = clean if len(clean) else seen
+        if len(clean) or not len(seen):
+            believed = np.append(believed, stacked)
+        return _Witnesses(seen, clean, believed, stacked)
+
+    def place(self, group: NDArray[np.int64], radius: float) -> FloatArray:
+        """(x, y) of a group's source: the mean of its detections, weighted by their significance.
+
+        The stack holds the epochs that are flagged as well. Where it pulls the place from that of
+        the clean ones by more than their errors, these are believed alone.
+        """
+        _, clean, believed, _ = self.told_by(group)
+        place = self._mean_place(believed)
+        if len(clean):
+            error = _PLACE_ERROR * radius / math.sqrt(float((self.strength[clean] ** 2).sum()))
+            alone = self._mean_place(clean)
+            if np.hypot(*(place - alone)) > max(_DOUBTS * error, _LEAST_PULL * radius):
+                return alone
         return place
 
+    def _mean_place(self, members: NDArray[np.int64]) -> FloatArray:
+        where = np.column_stack([self.x[members], self.y[members]])
+        mean: FloatArray = np.average(where, axis=0, weights=self.strength[members] ** 2)
+        return mean
+
     def _joined(self, groups: list[NDArray[np.int64]], radius: float) -> list[NDArray[np.int64]]:
-        """The groups, those in one whose mean places lie within the radius of a stronger one's."""
+        """The groups, those in one whose places lie within the radius of a stronger one's."""
         joined: list[NDArray[np.int64]] = []
         places = np.empty((0, 2))
         for members in groups:
-            clean = members[self.flags[members] == 0]
-            told = clean if len(clean) else members
-            place = self.place(told)
+            place = self.place(members, radius)
             near = np.flatnonzero(np.hypot(*(places - place).T) <= radius)
             if len(near):
-                joined[near[0]] = np.append(joined[near[0]], members)
+                first = near[0]
+                joined[first] = np.append(joined[first], members)
+                places[first] = self.place(joined[first], radius)
             else:
                 joined.append(members)
                 places = np.vstack([places, place])
         return joined
+
+
+class _Witnesses(NamedTuple):
+    """Detections of a group: in epochs, those without flags, what is believed, in the stack."""
+
+    seen: NDArray[np.int64]
+    clean: NDArray[np.int64]
+    believed: NDArray[np.int64]
+    stacked: NDArray[np.int64]
 
 
 def _candidate(
@@ -272,14 +306,9 @@ def _candidate(
     radius: float,
     trials: float,
 ) -> Candidate:
-    seen = group[pool.epoch[group] != pool.stack] if pool.stack is not None else group
-    clean = seen[pool.flags[seen] == 0]
-    stacked = len(seen) < len(group)
-    believed = clean if len(clean) else seen
-    if stacked and (len(clean) or not len(seen)):
-        believed = np.append(believed, group[pool.epoch[group] == pool.stack])
+    seen, clean, believed, stacked = pool.told_by(group)
     strength = pool.strength[believed]
-    x, y = _place(pool, clean, believed, radius)
+    x, y = (float(v) for v in pool.place(group, radius))
     best = int(believed[strength.argmax()])
     single = clean if len(clean) else seen
     shown = int(single[pool.strength[single].argmax()]) if len(single) else best
@@ -303,23 +332,6 @@ def _candidate(
         best_epoch=int(pool.epoch[shown]) if len(seen) else None,
         flux=float(pool.flux[shown]),
         error=float(pool.error[shown]),
-        in_stack=stacked,
+        in_stack=len(stacked) > 0,
         flags=common,
     )
-
-
-def _place(
-    pool: _Pool, clean: NDArray[np.int64], believed: NDArray[np.int64], radius: float
-) -> tuple[float, float]:
-    """Mean of detections, weighted by their significance.
-
-    The stack holds the epochs that are flagged as well. Where it pulls the place from that of the
-    clean ones by more than their errors, these are believed alone.
-    """
-    place = pool.place(believed)
-    if len(clean):
-        error = _PLACE_ERROR * radius / math.sqrt(float((pool.strength[clean] ** 2).sum()))
-        alone = pool.place(clean)
-        if np.hypot(*(place - alone)) > max(_DOUBTS * error, _LEAST_PULL * radius):
-            place = alone
-    return float(place[0]), float(place[1])
