@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 import pytorchdia as dia
 from pytorchdia.errors import InputError, ShapeError
@@ -122,11 +123,18 @@ def ray(image):
     image[110, 90:92] += 8000.0
 
 
+def long_ray(image):
+    """Two pixels wide, as long as the star, and its light spread a little by resampling."""
+    track = np.zeros(SHAPE)
+    track[107:114, 90:92] = 8000.0 * np.array([0.1, 0.4, 0.9, 1.0, 0.8, 0.3, 0.1])[:, None]
+    image += gaussian_filter(track, 0.35)
+
+
 def trail(image):
     image[:, 89:92] += 8000.0 * np.array([0.6, 1.0, 0.6])
 
 
-@pytest.mark.parametrize("spoil", [ray, trail])
+@pytest.mark.parametrize("spoil", [ray, long_ray, trail])
 def test_what_crosses_a_star_is_no_change_of_the_star(spoil):
     at = Stars(np.array([90.3]), np.array([110.4]), np.array([2e4]))
     star = render_gaussian(at, SHAPE, 1.5)

@@ -21,7 +21,9 @@ _NOISE = 5.0  # sigma
 _SLOPE = 0.7  # of the steepest step to a neighbour
 _LIGHT = 0.5  # of the light itself, which other seeing moves about
 _LARGEST = 4.0  # side of a changed star [FWHM]
-_SHARP = 0.5  # of the share of its peak that a star has around it
+_SHARP = 0.5  # of the share of its peak that a star has on its fainter side, along any axis
+_DOUBT = 2.0  # sigma that this may be less
+_AXES = np.array([[(0, k), (k, 0), (k, k), (k, -k)] for k in (-1, 1)]).swapaxes(0, 1)  # (dy, dx)
 
 
 def lower_median(values: FloatArray, good: Mask) -> FloatArray:
@@ -62,7 +64,8 @@ def changed_stars(
 ) -> Mask:
     """Those of the outliers of a frame that are a star of the median which has changed.
 
-    They lie together, within some FWHM, peak where the star does, and are no sharper than it is.
+    They lie together, within some FWHM, peak where the star does, and are no sharper than it is
+    along any axis: the track of a cosmic ray is, across itself.
 
     Parameters
     ----------
@@ -92,12 +95,16 @@ def changed_stars(
         py, px = int(peak[0]) + top, int(peak[1]) + left
         if max(abs(py - y), abs(px - x)) > reach or median[py, px] < 5.0 * sigma:
             continue
-        kept[i] = _about(excess, y, x) >= _SHARP * _about(median, py, px)
+        noise = _DOUBT * sigma / height.max()
+        kept[i] = (_beside(excess, y, x) + noise >= _SHARP * _beside(median, py, px)).all()
     changed: Mask = outlying & kept[labels]
     return changed
 
 
-def _about(image: FloatArray, y: int, x: int) -> float:
-    """Mean of the eight neighbours of a pixel, as a share of the pixel."""
-    near = image[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
-    return float((near.sum() - image[y, x]) / (near.size - 1) / image[y, x])
+def _beside(image: FloatArray, y: int, x: int) -> FloatArray:
+    """The fainter neighbour of a pixel along each axis and diagonal, as a share of it, (4,)."""
+    rows, columns = y + _AXES[:, :, 0], x + _AXES[:, :, 1]
+    inside = (rows >= 0) & (rows < image.shape[0]) & (columns >= 0) & (columns < image.shape[1])
+    shares = np.where(inside, image[rows * inside, columns * inside] / image[y, x], np.inf)
+    fainter: FloatArray = shares.min(axis=1)
+    return fainter
