@@ -13,6 +13,7 @@ import pytorchdia as dia
 from pytorchdia.errors import InputError, ShapeError
 from pytorchdia.frame import Detector
 from pytorchdia.preparation.combining import combine, measure_scaling
+from pytorchdia.preparation.outliers import changed_stars
 from pytorchdia.preparation.reference import make_reference
 from pytorchdia.preparation.register import Registration
 from pytorchdia.preparation.resample import apply_registration
@@ -216,6 +217,22 @@ def test_the_pixels_of_a_trail():
 def test_what_is_no_trail(pixels):
     assert not trails(rows_of(*pixels), 3.0).any()
     assert not trails(rows_of(), 3.0).any()
+
+
+def test_a_change_beside_the_middle_of_a_star_is_one_and_a_track_is_none():
+    """The image of a blend that has changed is broad, with its peak at one end of it."""
+    y, x = np.indices((21, 21))
+
+    def spot(at, height, phi):
+        return height * np.exp(-0.5 * ((y - 10.0) ** 2 + (x - at) ** 2) / phi**2)
+
+    star = spot(10.0, 2000.0, 1.7)
+    blend = spot(8.6, 1500.0, 1.0) + spot(10.8, 1600.0, 1.0)
+    track = np.where((np.abs(x - 9.5) < 1.0) & (np.abs(y - 10) < 3), spot(9.5, 3000.0, 1.7), 0.0)
+    for excess, changed in ((blend, True), (-blend, True), (track, False), (-track, False)):
+        outlying = np.abs(excess) > 0.98 * np.abs(excess).max()
+        kept = changed_stars(outlying, excess, star, 10.0, 4.0)
+        assert kept.any() == changed
 
 
 def test_pixels_of_no_frame_are_flagged_and_those_of_one_are_filled():

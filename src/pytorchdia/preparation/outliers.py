@@ -21,7 +21,7 @@ _NOISE = 5.0  # sigma
 _SLOPE = 0.7  # of the steepest step to a neighbour
 _LIGHT = 0.5  # of the light itself, which other seeing moves about
 _LARGEST = 4.0  # side of a changed star [FWHM]
-_SHARP = 0.5  # of the share of its peak that a star has on its fainter side, along any axis
+_SHARP = 0.3  # of the share of its peak that a star has on its fainter side, along any axis
 _DOUBT = 2.0  # sigma that this may be less
 _AXES = np.array([[(0, k), (k, 0), (k, k), (k, -k)] for k in (-1, 1)]).swapaxes(0, 1)  # (dy, dx)
 
