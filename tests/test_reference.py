@@ -223,11 +223,11 @@ def test_a_change_beside_the_middle_of_a_star_is_one_and_a_track_is_none():
     """The image of a blend that has changed is broad, with its peak at one end of it."""
     y, x = np.indices((21, 21))
 
-    def spot(at, height, phi):
-        return height * np.exp(-0.5 * ((y - 10.0) ** 2 + (x - at) ** 2) / phi**2)
+    def spot(at, height, phi, row=10.0):
+        return height * np.exp(-0.5 * ((y - row) ** 2 + (x - at) ** 2) / phi**2)
 
     star = spot(10.0, 2000.0, 1.7)
-    blend = spot(8.6, 1500.0, 1.0) + spot(10.8, 1600.0, 1.0)
+    blend = spot(8.8, 1500.0, 0.9, 10.3) + spot(10.7, 1600.0, 0.9, 10.3)
     track = np.where((np.abs(x - 9.5) < 1.0) & (np.abs(y - 10) < 3), spot(9.5, 3000.0, 1.7), 0.0)
     for excess, changed in ((blend, True), (-blend, True), (track, False), (-track, False)):
         outlying = np.abs(excess) > 0.98 * np.abs(excess).max()
