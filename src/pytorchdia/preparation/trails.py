@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, find_objects, label
 
+from ..frame import strips
+
 __all__ = ["trails"]
 
 FloatArray = NDArray[np.float64]
@@ -44,9 +46,10 @@ def trails(outlying: Mask, fwhm: float) -> Mask:
     for number, box in enumerate(find_objects(labels), 1):
         if max(side.stop - side.start for side in box) < _LONG * fwhm:
             continue
-        points = np.argwhere((labels[box] == number) & outlying[box])
-        points = points.astype(np.float64) + [side.start for side in box]
-        trail = _Trail.through(points)
+        member = (labels[box] == number) & outlying[box]
+        if found[box][member].all():  # a piece of a trail that is known
+            continue
+        trail = _Trail.through(np.argwhere(member) + np.array([float(side.start) for side in box]))
         if trail.length < max(_LONG * fwhm, _ELONGATED * 2.0 * trail.half_width):
             continue
         for _ in range(_ROUNDS):
@@ -81,15 +84,15 @@ class _Trail:
         """From end to end [pixels]."""
         return self.end - self.start
 
-    def _places(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Of points (y, x): how far along and how far beside the line they lie."""
-        away = points - self.middle
-        beside = away[..., 1] * self.along[0] - away[..., 0] * self.along[1]
-        return away @ self.along, np.abs(beside)
+    def _places(self, y: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """How far along the line these places lie, and how far beside it."""
+        dy, dx = y - self.middle[0], x - self.middle[1]
+        down, right = self.along
+        return dy * down + dx * right, np.abs(dx * down - dy * right)
 
     def followed(self, points: FloatArray, gap: float) -> FloatArray:
         """Those of the points on the line that are reached from the strip by no longer gaps."""
-        t, beside = self._places(points)
+        t, beside = self._places(*points.T)
         on = beside <= self.half_width
         order = np.sort(t[on])
         breaks = np.flatnonzero(np.diff(order) > gap)
@@ -110,7 +113,10 @@ class _Trail:
 
     def pixels(self, shape: tuple[int, ...], wings: float) -> Mask:
         """All of them, so much wider on either side."""
-        t, beside = self._places(np.moveaxis(np.indices(shape, dtype=np.float64), 0, -1))
-        reach = self.half_width + wings
-        inside: Mask = (beside <= reach) & (t >= self.start - reach) & (t <= self.end + reach)
+        reach, inside = self.half_width + wings, np.zeros(shape, dtype=bool)
+        x = np.arange(shape[1], dtype=np.float64)
+        for rows in strips(shape[0], 256):
+            y = np.arange(shape[0], dtype=np.float64)[rows, None]
+            t, beside = self._places(y, x)
+            inside[rows] = (beside <= reach) & (t >= self.start - reach) & (t <= self.end + reach)
         return inside
