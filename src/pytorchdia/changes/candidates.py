@@ -158,7 +158,8 @@ def merge_detections(
     stars = cKDTree(np.column_stack([catalogue.x, catalogue.y])) if len(catalogue) else None
     radius = max(1.0, 0.5 * fwhm)
     made = [
-        _candidate(pool, group, stars, catalogue, radius, trials) for group in pool.groups(radius)
+        _candidate(pool, group, place, stars, catalogue, radius, trials)
+        for group, place in pool.groups(radius)
     ]
     return sorted(made, key=lambda c: (c.kind is Kind.DOUBTFUL, -c.significance))
 
@@ -221,8 +222,8 @@ class _Pool:
         epoch = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
         return cls(x, y, flux, error, np.abs(significance), flags, epoch, stack)
 
-    def groups(self, radius: float) -> list[NDArray[np.int64]]:
-        """Disjoint groups about the most significant detections.
+    def groups(self, radius: float) -> list[tuple[NDArray[np.int64], FloatArray]]:
+        """Disjoint groups about the most significant detections, and the place (x, y) of each.
 
         Within twice the radius what is much weaker belongs to them too: their own ripples, and
         what poor seeing makes of their place.
@@ -272,7 +273,9 @@ class _Pool:
         mean: FloatArray = np.average(where, axis=0, weights=self.strength[members] ** 2)
         return mean
 
-    def _joined(self, groups: list[NDArray[np.int64]], radius: float) -> list[NDArray[np.int64]]:
+    def _joined(
+        self, groups: list[NDArray[np.int64]], radius: float
+    ) -> list[tuple[NDArray[np.int64], FloatArray]]:
         """The groups, those in one whose places lie within the radius of a stronger one's."""
         joined: list[NDArray[np.int64]] = []
         places = np.empty((0, 2))
@@ -286,7 +289,7 @@ class _Pool:
             else:
                 joined.append(members)
                 places = np.vstack([places, place])
-        return joined
+        return list(zip(joined, places, strict=True))
 
 
 class _Witnesses(NamedTuple):
@@ -301,6 +304,7 @@ class _Witnesses(NamedTuple):
 def _candidate(
     pool: _Pool,
     group: NDArray[np.int64],
+    place: FloatArray,
     stars: cKDTree | None,
     catalogue: Catalogue,
     radius: float,
@@ -308,7 +312,7 @@ def _candidate(
 ) -> Candidate:
     seen, clean, believed, stacked = pool.told_by(group)
     strength = pool.strength[believed]
-    x, y = (float(v) for v in pool.place(group, radius))
+    x, y = (float(v) for v in place)
     best = int(believed[strength.argmax()])
     single = clean if len(clean) else seen
     shown = int(single[pool.strength[single].argmax()]) if len(single) else best

@@ -305,7 +305,7 @@ def _stars_and_trails(
     median: FloatArray,
     fwhm: float,
 ) -> None:
-    """Take the stars that have changed out of the outliers of a frame, and whole trails in."""
+    """Take stars that have changed out of a frame's outliers, and whole trails in; in place."""
     if outlying.any():
         good = ~frame.mask.numpy()
         crossed = trails(outlying, fwhm) & good

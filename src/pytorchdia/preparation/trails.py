@@ -6,7 +6,7 @@ limit for single pixels tells the two apart; that the trail is seen on both side
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +109,7 @@ class _Trail:
         first, last = float(ends.min(axis=0).max()), float(ends.max(axis=0).min())
         start = min(first, self.start) if self.start - first < gap else self.start
         end = max(last, self.end) if last - self.end < gap else self.end
-        return _Trail(self.middle, self.along, start, end, self.half_width)
+        return replace(self, start=start, end=end)
 
     def pixels(self, shape: tuple[int, ...], wings: float) -> Mask:
         """All of them, so much wider on either side."""

@@ -373,9 +373,9 @@ class _Season:
             self._tell(step, len(states), len(units))
         for state in self._executor(self.run, to_do):
             states[state.name] = state
-            self._states[step] = _done(states)
             self._tell(step, len(states), len(units))
             _log_state(state)
+        self._states[step] = _done(states)
         if step in _AFTER_PHOTOMETRY:
             failed = (states[n] for n in sorted(states) if states[n].outcome is Outcome.FAILED)
             self._troubles += failed
